@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// Pure arithmetic between ranges of an image and ranges of its objects.
+//
+// The layout is Ceph's (ceph: doc/dev/file-striping.rst, src/osdc/Striper.cc):
+// an image is cut into stripe units of su bytes; unit number u belongs to
+// stripe u / sc, stripe position u % sc; object_size / su stripes make an
+// object set of sc objects.
+//
+//     object set 0                 object set 1
+//     obj 0   obj 1   obj 2        obj 3   obj 4   obj 5
+//     u0      u1      u2    stripe u6      u7      u8
+//     u3      u4      u5    stripe u9      u10     u11
+//
+// RBD without "fancy" striping and libradosstriper's default are sc = 1 and
+// su = object_size.  Layout is immutable and so safe to share.
+
+#ifndef NBDRADOS_LAYOUT_LAYOUT_HPP
+#define NBDRADOS_LAYOUT_LAYOUT_HPP
+
+#include <cstdint>
+#include <vector>
+
+namespace nbdrados {
+
+/// A part of an object and the part of the request that it belongs to.
+struct Fragment {
+  std::uint64_t object_no;
+  std::uint64_t object_offset;  // bytes from the start of the object
+  std::uint64_t image_offset;   // bytes from the start of the image
+  std::uint64_t length;         // bytes, at least 1
+  bool operator==(const Fragment&) const = default;
+};
+
+/// A contiguous range of one object, and its parts of the image in the
+/// order of the object's bytes: parts[i] follows parts[i-1] in the object.
+struct ObjectExtent {
+  std::uint64_t object_no = 0;
+  std::uint64_t offset = 0;  // bytes from the start of the object
+  std::uint64_t length = 0;  // bytes
+  std::vector<Fragment> parts;
+};
+
+class Layout {
+ public:
+  /// Throws Error(EINVAL) that names the wrong value: object_size in
+  /// [1, 2^40], stripe_unit in [1, object_size] and dividing it,
+  /// stripe_count in [1, 2^32 - 1], object set (object_size * stripe_count)
+  /// below 2^63.
+  Layout(std::uint64_t object_size, std::uint64_t stripe_unit,
+         std::uint64_t stripe_count);
+
+  [[nodiscard]] std::uint64_t object_size() const noexcept { return os_; }
+  [[nodiscard]] std::uint64_t stripe_unit() const noexcept { return su_; }
+  [[nodiscard]] std::uint64_t stripe_count() const noexcept { return sc_; }
+  /// Bytes of the image in one object set.
+  [[nodiscard]] std::uint64_t object_set_size() const noexcept {
+    return os_ * sc_;
+  }
+
+  /// Where the image byte at `offset` is, and how many bytes, at most
+  /// `length` (>= 1), lie consecutively in both image and object from there.
+  /// O(1).  With stripe_count 1 units are joined up to the object's end.
+  [[nodiscard]] Fragment locate(std::uint64_t offset,
+                                std::uint64_t length) const noexcept;
+
+  /// Cuts [offset, offset + length) of the image into one extent an object,
+  /// ascending by object number.  length 0 gives an empty result;
+  /// offset + length must not exceed 2^63.
+  [[nodiscard]] std::vector<ObjectExtent> cut(std::uint64_t offset,
+                                              std::uint64_t length) const;
+
+  /// The parts of the image that [offset, offset + length) of an object
+  /// holds, ascending.  The inverse of cut.  Not clipped to any image size.
+  /// The range must lie in [0, object_size].
+  [[nodiscard]] std::vector<Fragment> image_parts(std::uint64_t object_no,
+                                                  std::uint64_t offset,
+                                                  std::uint64_t length) const;
+
+  /// Number of objects of an image of `image_size` bytes: the highest object
+  /// number in use plus one.
+  [[nodiscard]] std::uint64_t object_count(
+      std::uint64_t image_size) const noexcept;
+
+  /// How many bytes of object `object_no` an image of `image_size` bytes
+  /// uses, in [0, object_size].
+  [[nodiscard]] std::uint64_t object_used(
+      std::uint64_t object_no, std::uint64_t image_size) const noexcept;
+
+ private:
+  std::uint64_t os_, su_, sc_;
+};
+
+}  // namespace nbdrados
+
+#endif

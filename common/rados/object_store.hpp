@@ -1,0 +1,270 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// What the image code needs of an object store, and nothing more.
+//
+// There are three implementations: RadosStore (librados; the real one),
+// MemoryStore and FaultStore (tests).  One ObjectStore is one pool and one
+// RADOS namespace.
+//
+// Thread-safety: every member of ObjectStore may be called by any thread at
+// any time.  A ReadOp, WriteOp or Pending belongs to one thread at a time.
+
+#ifndef NBDRADOS_RADOS_OBJECT_STORE_HPP
+#define NBDRADOS_RADOS_OBJECT_STORE_HPP
+
+#include <array>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace nbdrados {
+
+/// A self-managed snapshot id.  snap_head is the writable present
+/// (CEPH_NOSNAP, ceph: src/include/ceph_fs.h).
+using SnapId = std::uint64_t;
+inline constexpr SnapId snap_head = ~std::uint64_t{1};
+
+/// The snapshot context of writes: `seq` is the newest snapshot id ever
+/// taken, `snaps` are the ids that exist, newest first
+/// (ceph: src/common/snap_types.h).  Immutable once published.
+struct SnapContext {
+  SnapId seq = 0;
+  std::vector<SnapId> snaps;
+  bool operator==(const SnapContext&) const = default;
+};
+
+/// A part of a caller's buffer.  Consecutive pieces are consecutive bytes of
+/// one object.
+struct MutablePiece {
+  char* data;
+  std::size_t size;
+};
+struct ConstPiece {
+  const char* data;
+  std::size_t size;
+};
+
+/// One write to one object: a few steps that RADOS applies atomically, in
+/// order.  Everything that a step points to must stay valid until the
+/// operation has completed (Pending::wait has returned).
+///
+/// Errors: more than max_steps steps throws std::length_error.
+class WriteOp {
+ public:
+  enum class Kind : std::uint8_t {
+    create,         // exclusive: EEXIST where the object exists
+    assert_exists,  // ENOENT where it does not
+    write,          // pieces at offset
+    write_same,     // pieces[0] repeated over length (a multiple of its size)
+    write_full,     // pieces[0] replaces the object's data
+    zero,           // length bytes at offset; never makes the object longer
+    truncate,       // to offset bytes
+    remove,         // the object
+    set_xattr,      // name := value
+    cmp_xattr_gt,   // ECANCELED unless number > the decimal xattr `name`
+    exec,           // object class `name`, method `method`, input `value`
+    alloc_hint,     // expected object size `offset`, write size `length`
+    omap_set,       // key `name` := value
+    tmap_update,    // `value` is an encoded trivial-map update
+  };
+  struct Step {
+    Kind kind;
+    std::uint64_t offset;
+    std::uint64_t length;
+    std::span<const ConstPiece> pieces;
+    std::string_view name;
+    std::string_view method;
+    std::string_view value;
+  };
+  static constexpr std::size_t max_steps = 8;
+
+  WriteOp& create() { return add({.kind = Kind::create}); }
+  WriteOp& assert_exists() { return add({.kind = Kind::assert_exists}); }
+  WriteOp& write(std::uint64_t offset, std::span<const ConstPiece> pieces) {
+    return add({.kind = Kind::write, .offset = offset, .pieces = pieces});
+  }
+  WriteOp& write_same(std::uint64_t offset, std::uint64_t length,
+                      std::span<const ConstPiece> pattern) {
+    return add({.kind = Kind::write_same,
+                .offset = offset,
+                .length = length,
+                .pieces = pattern});
+  }
+  WriteOp& write_full(std::span<const ConstPiece> pieces) {
+    return add({.kind = Kind::write_full, .pieces = pieces});
+  }
+  WriteOp& zero(std::uint64_t offset, std::uint64_t length) {
+    return add({.kind = Kind::zero, .offset = offset, .length = length});
+  }
+  WriteOp& truncate(std::uint64_t size) {
+    return add({.kind = Kind::truncate, .offset = size});
+  }
+  WriteOp& remove() { return add({.kind = Kind::remove}); }
+  WriteOp& set_xattr(std::string_view name, std::string_view value) {
+    return add({.kind = Kind::set_xattr, .name = name, .value = value});
+  }
+  WriteOp& cmp_xattr_gt(std::string_view name, std::uint64_t number) {
+    return add({.kind = Kind::cmp_xattr_gt, .offset = number, .name = name});
+  }
+  WriteOp& exec(std::string_view cls, std::string_view method,
+                std::string_view input) {
+    return add({.kind = Kind::exec,
+                .name = cls,
+                .method = method,
+                .value = input});
+  }
+  WriteOp& alloc_hint(std::uint64_t object_size, std::uint64_t write_size) {
+    return add({.kind = Kind::alloc_hint,
+                .offset = object_size,
+                .length = write_size});
+  }
+  WriteOp& omap_set(std::string_view key, std::string_view value) {
+    return add({.kind = Kind::omap_set, .name = key, .value = value});
+  }
+  WriteOp& tmap_update(std::string_view update) {
+    return add({.kind = Kind::tmap_update, .value = update});
+  }
+
+  [[nodiscard]] std::span<const Step> steps() const noexcept {
+    return {steps_.data(), count_};
+  }
+  void clear() noexcept { count_ = 0; }
+
+ private:
+  WriteOp& add(const Step& step) {
+    if (count_ == max_steps)
+      throw std::length_error("too many steps in one write operation");
+    steps_[count_++] = step;
+    return *this;
+  }
+  std::array<Step, max_steps> steps_;  // only [0, count_) is initialised
+  std::size_t count_ = 0;
+};
+
+/// An operation in flight.  It completes exactly once.  Destroying it before
+/// that waits: nothing that the operation points to is touched afterwards.
+class Pending {
+ public:
+  virtual ~Pending() = default;
+  Pending() = default;
+  Pending(const Pending&) = delete;
+  Pending& operator=(const Pending&) = delete;
+
+  /// Blocks until the operation has completed.  Returns librados' result:
+  /// a negative errno, or for reads the number of bytes that the object had
+  /// in the range (the rest of the destination is untouched), else >= 0.
+  /// May be called again and then returns the same.
+  [[nodiscard]] virtual int wait() = 0;
+
+  /// As wait, but gives the operation up after `limit`: it is cancelled,
+  /// and the result is -ETIMEDOUT.
+  [[nodiscard]] virtual int wait_for(std::chrono::milliseconds limit) = 0;
+};
+
+/// Object data present in [offset, offset + length) of an object.
+struct ObjectRange {
+  std::uint64_t offset;
+  std::uint64_t length;
+  bool operator==(const ObjectRange&) const = default;
+};
+
+/// Called by threads of the store, so: record and return, never block.
+class WatchHandler {
+ public:
+  virtual ~WatchHandler() = default;
+  /// Somebody notified the watched object.  Answer with
+  /// ObjectStore::notify_ack, or the notifier waits for its timeout.
+  virtual void notified(std::uint64_t notify_id, std::uint64_t cookie,
+                        std::string_view payload) noexcept = 0;
+  /// The watch is broken (ENOTCONN) or notifications may have been missed
+  /// (ETIMEDOUT); make a new one and read everything again.  `code` is
+  /// positive.
+  virtual void watch_lost(int code) noexcept = 0;
+};
+
+/// A watch; destroying it unwatches and waits for callbacks under way.
+class Watch {
+ public:
+  virtual ~Watch() = default;
+  /// 0 while the watch is good, else the positive errno that broke it.
+  [[nodiscard]] virtual int check() = 0;
+};
+
+class ObjectStore {
+ public:
+  virtual ~ObjectStore() = default;
+
+  /// Starts reading [offset, offset + total size of `pieces`) of an object
+  /// at a snapshot into `pieces`, which must stay valid until completion.
+  /// The result is the number of bytes read; -ENOENT: no such object.
+  [[nodiscard]] virtual std::unique_ptr<Pending> read(
+      const std::string& oid, std::uint64_t offset,
+      std::span<const MutablePiece> pieces, SnapId snap) = 0;
+
+  /// Starts a write operation under a snapshot context.
+  [[nodiscard]] virtual std::unique_ptr<Pending> write(
+      const std::string& oid, const WriteOp& op, const SnapContext& snapc) = 0;
+
+  /// Starts asking for an object's size in bytes.  `size` must stay valid
+  /// until completion.
+  [[nodiscard]] virtual std::unique_ptr<Pending> stat(const std::string& oid,
+                                                      std::uint64_t* size,
+                                                      SnapId snap) = 0;
+
+  /// Starts calling an object class method; `output` must stay valid until
+  /// completion.
+  [[nodiscard]] virtual std::unique_ptr<Pending> exec(
+      const std::string& oid, std::string_view cls, std::string_view method,
+      std::string_view input, std::string* output) = 0;
+
+  /// Starts reading all extended attributes of an object.
+  [[nodiscard]] virtual std::unique_ptr<Pending> xattrs(
+      const std::string& oid, std::map<std::string, std::string>* out) = 0;
+
+  /// Starts reading a whole object, at most `limit` bytes of it.
+  [[nodiscard]] virtual std::unique_ptr<Pending> read_all(
+      const std::string& oid, std::uint64_t limit, std::string* out) = 0;
+
+  /// The parts of [offset, offset + length) of an object that hold data,
+  /// ascending, as exactly as the pool can tell.  Blocks (librados has no
+  /// asynchronous form of it).  Returns 0 or a negative errno: -ENOENT: no
+  /// such object, -EOPNOTSUPP: this pool cannot map objects.
+  [[nodiscard]] virtual int map_extents(const std::string& oid,
+                                        std::uint64_t offset,
+                                        std::uint64_t length, SnapId snap,
+                                        std::vector<ObjectRange>* out) = 0;
+
+  /// Watches an object; blocks; throws Error.  `handler` must outlive the
+  /// watch.
+  [[nodiscard]] virtual std::unique_ptr<Watch> watch(const std::string& oid,
+                                                     WatchHandler& handler) = 0;
+  /// Answers a notification.
+  virtual void notify_ack(const std::string& oid, std::uint64_t notify_id,
+                          std::uint64_t cookie, std::string_view payload) = 0;
+  /// Notifies the watchers of an object and waits for their answers, at most
+  /// `limit`.  Returns 0 or a negative errno.
+  virtual int notify(const std::string& oid, std::string_view payload,
+                     std::chrono::milliseconds limit) = 0;
+
+  /// Names of all objects of the pool and namespace that `wanted` accepts.
+  /// Blocks; throws Error.
+  [[nodiscard]] virtual std::vector<std::string> list(
+      bool (*wanted)(std::string_view)) = 0;
+};
+
+/// wait_for, then throws Error "`what`: reason" for a negative result.
+int wait_check(Pending& pending, std::chrono::milliseconds limit,
+               std::string_view what);
+
+}  // namespace nbdrados
+
+#endif

@@ -60,19 +60,24 @@ class Layout {
 
   /// Where the image byte at `offset` is, and how many bytes, at most
   /// `length` (>= 1), lie consecutively in both image and object from there.
-  /// O(1).  With stripe_count 1 units are joined up to the object's end.
+  /// O(1).  With stripe_count 1, or with one stripe unit an object, units are
+  /// joined up to the object's end.
   [[nodiscard]] Fragment locate(std::uint64_t offset,
                                 std::uint64_t length) const noexcept;
 
   /// Cuts [offset, offset + length) of the image into one extent an object,
-  /// ascending by object number.  length 0 gives an empty result;
-  /// offset + length must not exceed 2^63.
+  /// ascending by object number.  The parts of an extent are contiguous in
+  /// the object, and no two of them in the image.  length 0 gives an empty
+  /// result.  Throws Error(EINVAL) where offset + length exceeds 2^63.
+  /// Costs as much as the result is long.
   [[nodiscard]] std::vector<ObjectExtent> cut(std::uint64_t offset,
                                               std::uint64_t length) const;
 
   /// The parts of the image that [offset, offset + length) of an object
-  /// holds, ascending.  The inverse of cut.  Not clipped to any image size.
-  /// The range must lie in [0, object_size].
+  /// holds, ascending.  The inverse of cut.  Not clipped to any image size,
+  /// but no image reaches beyond 2^63: bytes from there on are left out, for
+  /// any object_no.  Throws Error(EINVAL) where the range is not in
+  /// [0, object_size].
   [[nodiscard]] std::vector<Fragment> image_parts(std::uint64_t object_no,
                                                   std::uint64_t offset,
                                                   std::uint64_t length) const;
@@ -88,7 +93,13 @@ class Layout {
       std::uint64_t object_no, std::uint64_t image_size) const noexcept;
 
  private:
+  void cut_linear(std::uint64_t offset, std::uint64_t length,
+                  std::vector<ObjectExtent>& extents) const;
+  void cut_striped(std::uint64_t offset, std::uint64_t length,
+                   std::vector<ObjectExtent>& extents) const;
+
   std::uint64_t os_, su_, sc_;
+  bool linear_;  // the objects follow one another in the image
 };
 
 }  // namespace nbdrados

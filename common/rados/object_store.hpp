@@ -77,13 +77,13 @@ class WriteOp {
     tmap_update,    // `value` is an encoded trivial-map update
   };
   struct Step {
-    Kind kind;
-    std::uint64_t offset;
-    std::uint64_t length;
-    std::span<const ConstPiece> pieces;
-    std::string_view name;
-    std::string_view method;
-    std::string_view value;
+    Kind kind = Kind::create;
+    std::uint64_t offset = 0;
+    std::uint64_t length = 0;
+    std::span<const ConstPiece> pieces{};
+    std::string_view name{};
+    std::string_view method{};
+    std::string_view value{};
   };
   static constexpr std::size_t max_steps = 8;
 
@@ -146,7 +146,7 @@ class WriteOp {
     steps_[count_++] = step;
     return *this;
   }
-  std::array<Step, max_steps> steps_;  // only [0, count_) is initialised
+  std::array<Step, max_steps> steps_;  // the operation is [0, count_)
   std::size_t count_ = 0;
 };
 

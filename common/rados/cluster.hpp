@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// A connection to a Ceph cluster, and the pools in it as ObjectStores.
+
+#ifndef NBDRADOS_RADOS_CLUSTER_HPP
+#define NBDRADOS_RADOS_CLUSTER_HPP
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "rados/object_store.hpp"
+
+namespace nbdrados {
+
+/// How to find and enter a cluster.
+struct ClusterConfig {
+  /// ceph.conf; must exist where given.  Without it Ceph's own search finds
+  /// one, or none, which is no error (rados_conf_read_file, NULL path).
+  std::optional<std::string> conf;
+  /// TYPE.ID of the user.
+  std::string entity = "client.admin";
+  std::string cluster_name = "ceph";
+  std::optional<std::string> keyring;
+  std::optional<std::string> keyfile;
+  std::optional<std::string> mon_host;
+  /// Ceph options, set last, so that they win.
+  std::vector<std::pair<std::string, std::string>> options;
+  /// Bound on connecting and on each metadata operation while opening.
+  std::chrono::seconds connect_timeout{30};
+  /// Wait for space in a full cluster or pool, as Ceph does by default,
+  /// instead of failing with ENOSPC.
+  bool wait_when_full = false;
+};
+
+/// The version of the librados in use, "major.minor.extra" of its API.
+[[nodiscard]] std::string librados_version();
+
+/// A connected client.  Thread-safe.  librados starts threads, so one must
+/// not be made before a fork whose child uses it.
+class Cluster : public std::enable_shared_from_this<Cluster> {
+ public:
+  /// Connects.  Throws Error: ENOENT (conf, keyring or monitors not found),
+  /// EACCES (the key is wrong or the user unknown), ETIMEDOUT (no monitor
+  /// answered within connect_timeout), EINVAL (an unknown or malformed Ceph
+  /// option).
+  [[nodiscard]] static std::shared_ptr<Cluster> connect(
+      const ClusterConfig& config);
+  virtual ~Cluster() = default;
+
+  /// A pool and RADOS namespace ("": the default one).  Throws Error ENOENT
+  /// where there is no such pool.
+  [[nodiscard]] virtual std::shared_ptr<ObjectStore> open_pool(
+      const std::string& pool, const std::string& name_space) = 0;
+  [[nodiscard]] virtual std::shared_ptr<ObjectStore> open_pool(
+      std::int64_t pool_id, const std::string& name_space) = 0;
+
+  /// This client's id, the number in "client.4711".
+  [[nodiscard]] virtual std::uint64_t client_id() const = 0;
+
+  /// Bound on one metadata operation.
+  [[nodiscard]] virtual std::chrono::milliseconds timeout() const = 0;
+};
+
+}  // namespace nbdrados
+
+#endif

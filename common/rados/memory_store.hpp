@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// An object store in memory, for tests.  It does what OSDs do, so that code
+// which works on it works on a cluster: objects come into being by writes,
+// operations are atomic, snapshots are clones made by the first write after
+// them.  Rules come from ceph: src/osd/PrimaryLogPG.cc (do_osd_ops,
+// make_writeable, find_object_context).
+//
+//   - write, write_full, write_same, create, set_xattr, omap_set,
+//     tmap_update and alloc_hint make a missing object; zero and truncate of
+//     one do nothing and succeed.
+//   - Data beyond max_object_size is refused with -EFBIG.
+//   - A read of no bytes is -EINVAL, because OSDs take it as a read of the
+//     whole object, which nobody wants.
+//   - An invalid SnapContext (ids not descending, or above seq) is -EINVAL.
+//   - list() gives the names in no useful order, and also names of objects
+//     whose head has been removed while clones of it are left, as OSDs do.
+//
+// All operations are complete when they return; only callbacks of watches
+// come from another thread.
+//
+//     MemoryStore store;
+//     store.on_exec("rbd", "get_size", [](auto& object, auto in, auto& out) {
+//       if (!object) return -ENOENT;
+//       ...
+//       return 0;
+//     });
+//
+// Thread-safety: every member may be called by any thread.  Lock: mutex_
+// guards everything; it is never held while a callback of a watch runs, but
+// it is held while an exec handler runs.
+
+#ifndef NBDRADOS_RADOS_MEMORY_STORE_HPP
+#define NBDRADOS_RADOS_MEMORY_STORE_HPP
+
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "rados/object_store.hpp"
+
+namespace nbdrados {
+
+/// The bytes of an object.  Blocks that were never written, or that were
+/// zeroed as a whole, take no space and read as zeros.  Copies share blocks
+/// until one of them changes; but copies are not for different threads.
+class SparseData {
+ public:
+  /// Bytes of a block, the smallest space that is allocated or freed
+  /// (BlueStore's usual min_alloc_size).
+  static constexpr std::uint64_t block = 4096;
+
+  [[nodiscard]] std::uint64_t size() const noexcept { return size_; }
+  /// Writes `bytes` at `offset`; makes the data longer where needed.
+  void write(std::uint64_t offset, std::string_view bytes);
+  /// Copies what the data has of [offset, offset + n) to `out`; returns the
+  /// number of bytes.
+  std::uint64_t read(std::uint64_t offset, char* out, std::uint64_t n) const;
+  /// All bytes.
+  [[nodiscard]] std::string bytes() const;
+  /// Frees whole blocks, writes zeros into parts; never makes it longer.
+  void zero(std::uint64_t offset, std::uint64_t length);
+  /// Cuts the end off, or adds zeros.
+  void resize(std::uint64_t size);
+  /// The allocated blocks, joined and rounded outwards to `granularity` (a
+  /// multiple of block), that touch [offset, offset + length); cut to that
+  /// range and to the size.
+  [[nodiscard]] std::vector<ObjectRange> allocated(
+      std::uint64_t offset, std::uint64_t length,
+      std::uint64_t granularity = block) const;
+
+ private:
+  /// The block `number` for writing, allocated if missing.
+  char* writable(std::uint64_t number);
+
+  std::map<std::uint64_t, std::shared_ptr<std::string>> blocks_;
+  std::uint64_t size_ = 0;
+};
+
+/// One version of an object: its head or a clone.
+struct MemoryObject {
+  SparseData data;
+  std::map<std::string, std::string> xattrs;
+  std::map<std::string, std::string> omap;
+};
+
+class MemoryStore : public ObjectStore {
+ public:
+  struct Options {
+    /// Bytes; map_extents rounds outwards to it.  A multiple of 4096.
+    std::uint64_t map_granularity = SparseData::block;
+    /// false: map_extents returns -EOPNOTSUPP.
+    bool can_map = true;
+    /// Bytes (ceph: osd_max_object_size).
+    std::uint64_t max_object_size = std::uint64_t{128} << 20;
+  };
+
+  /// An object class method.  `object` is empty where there is no such
+  /// object; the method may change, make or remove it.  Returns a negative
+  /// errno, which undoes its changes, or >= 0.  It must not call the store.
+  using Method = std::function<int(std::optional<MemoryObject>& object,
+                                   std::string_view input,
+                                   std::string& output)>;
+
+  MemoryStore() : MemoryStore(Options{}) {}
+  explicit MemoryStore(const Options& options);
+  /// All watches must have been destroyed before.
+  ~MemoryStore() override;
+  MemoryStore(const MemoryStore&) = delete;
+  MemoryStore& operator=(const MemoryStore&) = delete;
+
+  /// Adds or replaces a method.  Methods that are not there: -EOPNOTSUPP.
+  void on_exec(std::string cls, std::string method, Method run);
+
+  /// A copy of an object at a snapshot; empty: there is none.
+  [[nodiscard]] std::optional<MemoryObject> find(const std::string& oid,
+                                                 SnapId snap = snap_head);
+
+  /// Replaces the head of an object, or removes it, behind everybody's back:
+  /// no snapshot is made of the old one.
+  void put(const std::string& oid, std::optional<MemoryObject> object);
+
+  /// Number of watches on an object.
+  [[nodiscard]] std::size_t watchers(const std::string& oid);
+
+  [[nodiscard]] std::unique_ptr<Pending> read(
+      const std::string& oid, std::uint64_t offset,
+      std::span<const MutablePiece> pieces, SnapId snap) override;
+  [[nodiscard]] std::unique_ptr<Pending> write(
+      const std::string& oid, const WriteOp& op,
+      const SnapContext& snapc) override;
+  [[nodiscard]] std::unique_ptr<Pending> stat(const std::string& oid,
+                                              std::uint64_t* size,
+                                              SnapId snap) override;
+  [[nodiscard]] std::unique_ptr<Pending> exec(const std::string& oid,
+                                              std::string_view cls,
+                                              std::string_view method,
+                                              std::string_view input,
+                                              std::string* output) override;
+  [[nodiscard]] std::unique_ptr<Pending> xattrs(
+      const std::string& oid, std::map<std::string, std::string>* out) override;
+  [[nodiscard]] std::unique_ptr<Pending> read_all(const std::string& oid,
+                                                  std::uint64_t limit,
+                                                  std::string* out) override;
+  [[nodiscard]] int map_extents(const std::string& oid, std::uint64_t offset,
+                                std::uint64_t length, SnapId snap,
+                                std::vector<ObjectRange>* out) override;
+  [[nodiscard]] std::unique_ptr<Watch> watch(const std::string& oid,
+                                             WatchHandler& handler) override;
+  void notify_ack(const std::string& oid, std::uint64_t notify_id,
+                  std::uint64_t cookie, std::string_view payload) override;
+  /// -ETIMEDOUT: a watcher did not answer in time.
+  int notify(const std::string& oid, std::string_view payload,
+             std::chrono::milliseconds limit) override;
+  [[nodiscard]] std::vector<std::string> list(
+      bool (*wanted)(std::string_view)) override;
+
+ private:
+  class MemoryWatch;
+  struct Clone {
+    SnapId id;                  // the seq of the write that made it
+    std::vector<SnapId> snaps;  // the snapshots it stands for, newest first
+    MemoryObject object;
+  };
+  struct Entry {
+    std::optional<MemoryObject> head;
+    SnapId seq = 0;             // of the newest SnapContext that wrote it
+    std::vector<Clone> clones;  // oldest first
+  };
+  struct WatchState {
+    std::string oid;
+    std::uint64_t cookie;
+    WatchHandler* handler;
+    int busy = 0;         // callbacks under way
+    bool closed = false;  // no more callbacks
+    int lost = 0;         // positive errno
+  };
+
+  [[nodiscard]] const MemoryObject* at(const std::string& oid,
+                                       SnapId snap) const;
+  [[nodiscard]] int apply(const std::string& oid, const WriteOp& op,
+                          const SnapContext& snapc);
+  [[nodiscard]] int step(std::optional<MemoryObject>& object,
+                         const WriteOp::Step& what, bool& modified);
+  [[nodiscard]] int write_step(std::optional<MemoryObject>& object,
+                               const WriteOp::Step& what);
+  [[nodiscard]] int call(std::optional<MemoryObject>& object,
+                         std::string_view cls, std::string_view method,
+                         std::string_view input, std::string& output);
+  [[nodiscard]] bool too_big(std::uint64_t offset,
+                             std::uint64_t length) const noexcept;
+  void lose_watches(const std::string& oid);
+  template <class Callback>
+  void deliver(WatchState& state, Callback callback);
+
+  const Options options_;
+  std::mutex mutex_;
+  std::condition_variable changed_;  // acks and ends of callbacks
+  std::map<std::string, Entry> objects_;
+  std::map<std::pair<std::string, std::string>, Method> methods_;
+  std::map<std::uint64_t, std::shared_ptr<WatchState>> watches_;  // by cookie
+  std::map<std::uint64_t, std::set<std::uint64_t>> unacked_;  // by notify id
+  std::uint64_t last_id_ = 0;
+  std::vector<std::jthread> callbacks_;  // last: joined first
+};
+
+}  // namespace nbdrados
+
+#endif

@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# shellcheck shell=bash disable=SC2034,SC2015,SC2059
+#
+# What the shell tests share.  A test starts with
+#
+#     source "$(dirname "$0")/functions.sh"
+#
+# and gets: `set -eu -o pipefail`, a temporary folder $tmp, and a clean-up at
+# exit that stops everything that was started here, by process id.
+#
+# Exit status of a test: 0 passed, 77 skipped (a named prerequisite is
+# missing), anything else failed.
+
+set -eu -o pipefail
+export LC_ALL=C
+
+test_name=$(basename "$0" .sh)
+tests_srcdir=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+
+# The build tree: from the environment, or the folder above the one that
+# automake runs the tests in, or the folder above this file.
+if [ -n "${abs_top_builddir-}" ]; then
+  builddir=$abs_top_builddir
+elif [ -n "${top_builddir-}" ]; then
+  builddir=$(cd "$top_builddir" && pwd)
+elif [ -x "$PWD/../config.status" ]; then
+  builddir=$(cd .. && pwd)
+else
+  builddir=$(cd "$tests_srcdir/.." && pwd)
+fi
+
+mini_ceph=$tests_srcdir/mini-ceph
+nbd_expect=$builddir/tests/nbd-expect
+random_ops=$builddir/tests/nbd-random-ops
+
+tmp=$(mktemp -d "${TMPDIR:-/tmp}/$test_name.XXXXXX")
+cleanup_commands=()
+nbdkit_pids=()
+ceph_dirs=()
+
+# ---------------------------------------------------------------- messages
+
+say() { printf '%s\n' "$test_name: $*" >&2; }
+
+# die MESSAGE: the test has failed.
+die() {
+  say "FAILED: $*"
+  exit 1
+}
+
+# skip REASON: a prerequisite is missing.
+skip() {
+  printf 'SKIP: %s\n' "$*"
+  exit 77
+}
+
+# requires COMMAND...: skips unless the command succeeds.
+requires() {
+  "$@" >/dev/null 2>&1 || skip "'$*' does not work here"
+}
+
+# requires_program NAME...: skips unless all the programs are installed.
+requires_program() {
+  local program
+  for program; do
+    command -v "$program" >/dev/null || skip "$program is not installed"
+  done
+}
+
+# requires_built FILE...: a test program that make has not built is an error
+# of the build, not a missing prerequisite.
+requires_built() {
+  local file
+  for file; do
+    [ -x "$file" ] || die "$file is not built: run 'make check'"
+  done
+}
+
+# ---------------------------------------------------------------- clean-up
+
+# at_exit COMMAND: runs at exit, last given first.
+at_exit() { cleanup_commands=("$*" "${cleanup_commands[@]}"); }
+
+# stop_pid PID [SIGNAL]: ends a process and waits until it is gone, at most
+# 30 seconds, then kills it.
+stop_pid() {
+  local pid=$1 i
+  kill -s "${2:-TERM}" "$pid" 2>/dev/null || return 0
+  for ((i = 0; i < 300; i++)); do
+    # A child of this shell stays a zombie until it is waited for.
+    case $(ps -o stat= -p "$pid" 2>/dev/null) in
+    '' | Z*) wait "$pid" 2>/dev/null || :; return 0 ;;
+    esac
+    sleep 0.1
+  done
+  kill -KILL "$pid" 2>/dev/null || :
+  wait "$pid" 2>/dev/null || :
+  say "process $pid had to be killed"
+  return 1
+}
+
+cleanup() {
+  local status=$?
+  trap - EXIT INT TERM HUP
+  set +e
+  local command pid dir log
+  for command in "${cleanup_commands[@]}"; do eval "$command"; done
+  for pid in "${nbdkit_pids[@]}"; do stop_pid "$pid"; done
+  for dir in "${ceph_dirs[@]}"; do
+    "$mini_ceph" stop "$dir" >/dev/null 2>&1
+  done
+  if [ "$status" -ne 0 ] && [ "$status" -ne 77 ]; then
+    for log in "$tmp"/nbdkit*.log; do
+      [ -s "$log" ] || continue
+      say "the end of $(basename "$log"):"
+      tail -n 25 "$log" >&2
+    done
+  fi
+  if [ -n "${KEEP-}" ]; then
+    say "kept $tmp"
+  else
+    rm -rf "$tmp"
+  fi
+  exit "$status"
+}
+trap cleanup EXIT
+trap 'exit 130' INT TERM HUP
+
+# -------------------------------------------------------------- assertions
+
+# assert_eq WANTED GOT [WHAT]
+assert_eq() {
+  [ "$1" = "$2" ] ||
+    die "${3:-comparison}: wanted '$1', got '$2' (line ${BASH_LINENO[0]})"
+}
+
+# assert_match REGEX TEXT [WHAT]: extended, case-insensitive.
+assert_match() {
+  grep -Eiq -- "$1" <<<"$2" ||
+    die "${3:-text}: '$2' does not match '$1' (line ${BASH_LINENO[0]})"
+}
+
+# assert_no_match REGEX TEXT [WHAT]
+assert_no_match() {
+  ! grep -Eiq -- "$1" <<<"$2" ||
+    die "${3:-text}: '$2' matches '$1' (line ${BASH_LINENO[0]})"
+}
+
+# assert_same_bytes FILE1 FILE2 [WHAT]: same length, same contents.
+assert_same_bytes() {
+  local result
+  result=$(cmp -- "$1" "$2" 2>&1) ||
+    die "${3:-contents} differ: $result (line ${BASH_LINENO[0]})"
+}
+
+# expect_fail REGEX COMMAND...: the command must end by itself within
+# EXPECT_TIMEOUT seconds (default 40), with exit status EXPECT_STATUS (default
+# 1), and its output must match the regex (extended, case-insensitive, every
+# one of the parts separated by && must match some line).  The output stays in
+# $failure.
+expect_fail() {
+  local regex=$1 status=0 part
+  shift
+  failure=$(timeout -k 5 "${EXPECT_TIMEOUT:-40}" "$@" 2>&1 </dev/null) ||
+    status=$?
+  [ "$status" -ne 124 ] && [ "$status" -ne 137 ] ||
+    die "'$*' hangs (line ${BASH_LINENO[0]}): $failure"
+  [ "$status" -eq "${EXPECT_STATUS:-1}" ] ||
+    die "'$*' ended with $status, not ${EXPECT_STATUS:-1}" \
+        "(line ${BASH_LINENO[0]}): $failure"
+  while [ -n "$regex" ]; do
+    part=${regex%%&&*}
+    if [ "$part" = "$regex" ]; then regex=; else regex=${regex#*&&}; fi
+    grep -Eiq -- "$part" <<<"$failure" ||
+      die "'$*' did not say '$part' (line ${BASH_LINENO[0]}): $failure"
+  done
+}
+
+# wait_until SECONDS COMMAND...: until the command succeeds.
+wait_until() {
+  local end=$((SECONDS + $1))
+  shift
+  until "$@" >/dev/null 2>&1; do
+    [ "$SECONDS" -lt "$end" ] || die "gave up waiting for: $*"
+    sleep 0.1
+  done
+}
+
+# random_file FILE BYTES [SEED]: the same seed gives the same bytes.
+random_file() {
+  openssl enc -aes-128-ctr -pass "pass:${3:-1}" -nosalt -md sha256 \
+    </dev/zero 2>/dev/null | head -c "$2" >"$1" || :
+  [ "$(stat -c %s "$1")" -eq "$2" ] || die "cannot make $1"
+}
+
+# fill_file FILE BYTES BYTE: BYTE is an octal escape without \, e.g. 141.
+fill_file() { head -c "$2" /dev/zero | tr '\0' "\\$3" >"$1"; }
+
+# -------------------------------------------------------------------- ceph
+
+# start_ceph [OPTION...]: a throw-away cluster (options of mini-ceph start).
+# Sets $ceph_conf and $ceph_dir and exports CEPH_CONF, so that rbd, rados and
+# ceph talk to it.
+start_ceph() {
+  requires_program ceph rados rbd ceph-mon ceph-mgr ceph-osd
+  ceph_dir=$tmp/ceph${#ceph_dirs[@]}
+  ceph_dirs+=("$ceph_dir")
+  "$mini_ceph" start "$ceph_dir" "$@" >"$ceph_dir.out" 2>"$ceph_dir.err" || {
+    cat "$ceph_dir.out" "$ceph_dir.err" >&2
+    die "mini-ceph does not start"
+  }
+  ceph_conf=$(tail -n 1 "$ceph_dir.out")
+  [ -f "$ceph_conf" ] || die "mini-ceph did not print its ceph.conf"
+  export CEPH_CONF=$ceph_conf
+}
+
+# make_pool NAME [PG_NUM]: a pool that is marked for RBD.
+make_pool() {
+  ceph osd pool create "$1" "${2:-8}" "${2:-8}" >/dev/null 2>&1 ||
+    die "cannot make the pool $1"
+  ceph osd pool set "$1" size 1 --yes-i-really-mean-it >/dev/null 2>&1 || :
+  ceph osd pool application enable "$1" rbd >/dev/null 2>&1 ||
+    die "cannot enable rbd on the pool $1"
+  wait_until 30 rados -p "$1" ls
+}
+
+# Names and versions of every object of a pool, to show that nothing was
+# written: pool_state POOL.
+pool_state() {
+  local object
+  rados -p "$1" --all ls | sort | while IFS=$'\t' read -r namespace object; do
+    printf '%s/%s ' "$namespace" "$object"
+    rados -p "$1" ${namespace:+-N "$namespace"} stat "$object" | sed 's/^[^ ]* //'
+    rados -p "$1" ${namespace:+-N "$namespace"} get "$object" - | sha256sum
+  done
+}
+
+# le BYTES NUMBER: a little-endian number as printf escapes.
+le() {
+  local i value=$2 out=
+  for ((i = 0; i < $1; i++)); do
+    out+=$(printf '\\x%02x' $((value >> 8 * i & 255)))
+  done
+  printf '%s' "$out"
+}
+
+# make_format1_image POOL NAME SIZE ORDER [PREFIX]: an empty RBD format 1
+# image, made without the plugin and without librbd (which refuses to create
+# them): the 112-byte header of struct rbd_obj_header_ondisk
+# (ceph: src/include/rbd_types.h).  Not registered in rbd_directory.
+make_format1_image() {
+  local pool=$1 name=$2 size=$3 order=$4 prefix=${5:-rb.0.$RANDOM.$RANDOM}
+  local file=$tmp/format1-header
+  [ "${#prefix}" -lt 24 ] || die "the prefix $prefix is too long"
+  {
+    printf '<<< Rados Block Device Image >>>\n' # char text[40]
+    head -c 7 /dev/zero
+    printf '%s' "$prefix" # char block_name[24]
+    head -c $((24 - ${#prefix})) /dev/zero
+    printf 'RBD\0'           # char signature[4]
+    printf '001.005\0'       # char version[8]
+    # order, crypt type, compression type, unused
+    printf "$(le 1 "$order")\\0\\0\\0"
+    printf "$(le 8 "$size")" # image size
+    printf "$(le 8 0)"       # snapshot sequence
+    printf "$(le 4 0)"       # number of snapshots
+    printf "$(le 4 0)"       # reserved
+    printf "$(le 8 0)"       # length of the snapshot names
+  } >"$file"
+  assert_eq 112 "$(stat -c %s "$file")" "size of the header"
+  rados -p "$pool" put "$name.rbd" "$file"
+}
+
+# format1_prefix POOL NAME: the object prefix that the header holds.
+format1_prefix() {
+  rados -p "$1" get "$2.rbd" - | dd bs=1 skip=40 count=24 status=none |
+    tr -d '\0'
+}
+
+# ------------------------------------------------------------------ nbdkit
+
+# The server under test.  NBDKIT_VALGRIND=1 runs it under valgrind (see
+# wrapper/nbdkit).
+nbdkit=("$builddir/run" nbdkit)
+
+# start_nbdkit ARGUMENT...: starts it in the foreground mode (so that its
+# messages go to $nbdkit_log), waits until it is ready.  Sets $socket,
+# $nbdkit_pid, $nbdkit_log.
+start_nbdkit() {
+  local n=${#nbdkit_pids[@]} i
+  socket=$tmp/nbdkit$n.sock
+  nbdkit_log=$tmp/nbdkit$n.log
+  local pidfile=$tmp/nbdkit$n.pid
+  "${nbdkit[@]}" -f -P "$pidfile" -U "$socket" "$@" \
+    >"$nbdkit_log" 2>&1 </dev/null &
+  nbdkit_pid=$!
+  nbdkit_pids+=("$nbdkit_pid")
+  for ((i = 0; i < 600; i++)); do
+    [ ! -s "$pidfile" ] || break
+    kill -0 "$nbdkit_pid" 2>/dev/null ||
+      die "nbdkit $* does not start: $(cat "$nbdkit_log")"
+    sleep 0.05
+  done
+  [ -s "$pidfile" ] || die "nbdkit $* is not ready after 30 seconds"
+  nbdkit_pid=$(cat "$pidfile")
+  nbdkit_pids[n]=$nbdkit_pid
+}
+
+# stop_nbdkit: stops the server that was started last and fails if it does
+# not end well.
+stop_nbdkit() {
+  local status=0 i
+  kill "$nbdkit_pid"
+  for ((i = 0; i < 300; i++)); do
+    case $(ps -o stat= -p "$nbdkit_pid" 2>/dev/null) in '' | Z*) break ;; esac
+    sleep 0.05
+  done
+  [ "$i" -lt 300 ] || die "nbdkit does not end within 15 seconds"
+  # 127: not a child of this shell (a wrapper forked).
+  wait "$nbdkit_pid" 2>/dev/null || status=$?
+  [ "$status" -eq 0 ] || [ "$status" -eq 127 ] ||
+    die "nbdkit ended with status $status: $(tail -n 5 "$nbdkit_log")"
+}
+
+# uri [EXPORT]: of the server that was started last.
+uri() {
+  local name=${1-} out='' i c
+  for ((i = 0; i < ${#name}; i++)); do
+    c=${name:i:1}
+    case $c in
+    [a-zA-Z0-9._~/-]) out+=$c ;;
+    *) out+=$(printf '%%%02X' "'$c") ;;
+    esac
+  done
+  printf 'nbd+unix:///%s?socket=%s' "$out" "$socket"
+}
+
+# requires_plugin: the plugin under test loads.
+requires_plugin() {
+  requires_program nbdkit
+  [ -x "$builddir/run" ] || die "$builddir/run is missing: run configure"
+  NBDKIT_VALGRIND= "${nbdkit[@]}" rados --version >/dev/null ||
+    die "the plugin is not built, or does not load"
+}

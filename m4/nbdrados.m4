@@ -71,7 +71,8 @@ AC_DEFUN([NBDRADOS_SANITIZERS],
 FUZZER_LINK_FLAGS=
 NBDRADOS_PRELOAD=
 AS_IF([test "$enable_sanitizers" != no],
-  [SANITIZE_FLAGS="-fsanitize=$enable_sanitizers -fno-omit-frame-pointer"
+  [dnl By default UBSan only prints, and no test would fail.
+   SANITIZE_FLAGS="-fsanitize=$enable_sanitizers -fno-sanitize-recover=all -fno-omit-frame-pointer"
    AC_MSG_CHECKING([whether programs link with -fsanitize=$enable_sanitizers])
    nbdrados_save_CXXFLAGS=$CXXFLAGS
    CXXFLAGS="$CXXFLAGS $SANITIZE_FLAGS"
@@ -92,7 +93,8 @@ AS_IF([test "$enable_sanitizers" != no],
    AC_MSG_RESULT([$NBDRADOS_PRELOAD])])
 AS_IF([test "$enable_libfuzzer" != no],
   [enable_libfuzzer=yes
-   SANITIZE_FLAGS="-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer"
+   SANITIZE_FLAGS="-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all"
+   SANITIZE_FLAGS="$SANITIZE_FLAGS -fno-omit-frame-pointer"
    FUZZER_LINK_FLAGS="-fsanitize=fuzzer"
    AC_MSG_CHECKING([whether $CXX has libFuzzer])
    nbdrados_save_CXXFLAGS=$CXXFLAGS
@@ -110,4 +112,5 @@ AS_IF([test "$enable_libfuzzer" != no],
 AM_CONDITIONAL([ENABLE_LIBFUZZER], [test "$enable_libfuzzer" = yes])
 AC_SUBST([SANITIZE_FLAGS])
 AC_SUBST([FUZZER_LINK_FLAGS])
-AC_SUBST([NBDRADOS_PRELOAD])])
+AC_SUBST([NBDRADOS_PRELOAD])
+])

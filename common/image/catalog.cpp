@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+#include "image/catalog.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <cerrno>
+
+#include "image/formats.hpp"
+#include "rados/error.hpp"
+#include "rbd/features.hpp"
+#include "rbd/format1.hpp"
+
+namespace nbdrados {
+
+namespace {
+
+constexpr std::uint64_t max_size = (std::uint64_t{1} << 63) - 1;
+
+/// What libradosstriper accepts (ceph: src/include/ceph_fs.h,
+/// CEPH_MIN_STRIPE_UNIT).
+constexpr std::uint64_t striper_unit = 64 * 1024;
+constexpr std::uint64_t striper_max = (std::uint64_t{1} << 32) - 1;
+
+Pool open_pool(const std::shared_ptr<Cluster>& cluster,
+               const std::string& pool, const std::string& name_space) {
+  return {cluster, cluster->open_pool(pool, name_space)};
+}
+
+[[noreturn]] void bad(const std::string& text) { throw Error(EINVAL, text); }
+
+}  // namespace
+
+std::optional<FormatChoice> parse_format(std::string_view text) {
+  for (const FormatChoice f : {FormatChoice::automatic, FormatChoice::format1,
+                               FormatChoice::format2, FormatChoice::striper})
+    if (text == to_string(f)) return f;
+  return std::nullopt;
+}
+
+std::string_view to_string(FormatChoice format) noexcept {
+  switch (format) {
+    case FormatChoice::automatic: return "auto";
+    case FormatChoice::format1: return "1";
+    case FormatChoice::format2: return "2";
+    case FormatChoice::striper: return "striper";
+  }
+  return "?";
+}
+
+std::string ImageSpec::text() const {
+  std::string t = pool + "/";
+  if (!name_space.empty()) t += name_space + "/";
+  t += image;
+  if (!snapshot.empty()) t += "@" + snapshot;
+  return t;
+}
+
+ImageSpec parse_image_name(std::string_view text, FormatChoice format) {
+  ImageSpec spec;
+  if (text.empty()) bad("the image name is empty");
+  if (format == FormatChoice::striper) {
+    spec.image = text;
+    return spec;
+  }
+  const std::string whole(text);
+  if (const auto at = text.find('@'); at != std::string_view::npos) {
+    spec.snapshot = text.substr(at + 1);
+    text = text.substr(0, at);
+    if (spec.snapshot.empty() ||
+        spec.snapshot.find_first_of("@/") != std::string::npos)
+      bad("'" + whole + "': the part behind '@' is no snapshot name");
+  }
+  if (const auto slash = text.find('/'); slash != std::string_view::npos) {
+    spec.name_space = text.substr(0, slash);
+    text = text.substr(slash + 1);
+    if (spec.name_space.empty() || text.find('/') != std::string_view::npos)
+      bad("'" + whole + "' is not [NAMESPACE/]IMAGE[@SNAP]");
+  }
+  if (text.empty()) bad("'" + whole + "': the image name is empty");
+  spec.image = text;
+  return spec;
+}
+
+bool object_exists(const Pool& pool, const std::string& oid) {
+  std::uint64_t size = 0;
+  const auto pending = pool.store->stat(oid, &size, snap_head);
+  const int r = pending->wait_for(pool.timeout());
+  if (r == -ENOENT) return false;
+  check(r, "cannot stat object " + oid);
+  return true;
+}
+
+std::unique_ptr<ImageFormat> open_format(
+    const std::shared_ptr<Cluster>& cluster, const ImageSpec& spec,
+    const OpenOptions& options) {
+  const Pool pool = open_pool(cluster, spec.pool, spec.name_space);
+  struct Opener {
+    FormatChoice format;
+    std::unique_ptr<ImageFormat> (*open)(const Pool&, const ImageSpec&,
+                                         const OpenOptions&);
+  };
+  // The order in which `auto` looks.
+  static constexpr Opener openers[] = {
+      {FormatChoice::format2, open_format2},
+      {FormatChoice::format1, open_format1},
+      {FormatChoice::striper, open_striper},
+  };
+  for (const Opener& o : openers)
+    if (options.format == FormatChoice::automatic ||
+        options.format == o.format)
+      if (auto format = o.open(pool, spec, options)) return format;
+
+  std::string what = "image '" + spec.image + "'";
+  if (options.format != FormatChoice::automatic)
+    what += " of format " + std::string(to_string(options.format));
+  what += " does not exist in pool '" + spec.pool + "'";
+  if (!spec.name_space.empty())
+    what += ", namespace '" + spec.name_space + "'";
+  throw Error(ENOENT, what);
+}
+
+void check_create(const ImageSpec& spec, const CreateOptions& options) {
+  if (options.size == 0) bad("create=true needs size=");
+  if (options.size > max_size)
+    bad("size=" + std::to_string(options.size) +
+        " is larger than 2^63-1 bytes");
+  if (!spec.snapshot.empty())
+    bad("create=true cannot create snapshot '" + spec.snapshot + "'");
+  if (options.object_size == 0) bad("object-size= must not be 0");
+  if (options.stripe_unit == 0) bad("stripe-unit= must not be 0");
+  if (options.stripe_count == 0) bad("stripe-count= must not be 0");
+
+  const std::uint64_t object_size = options.object_size.value_or(4 << 20);
+  switch (options.format) {
+    case FormatChoice::format2:
+      throw Error(ENOTSUP,
+                  "create=true with format=2 is not supported; use `rbd "
+                  "create`");
+    case FormatChoice::automatic:
+    case FormatChoice::format1:
+      if (!std::has_single_bit(object_size) ||
+          object_size < std::uint64_t{1} << format1_order_min ||
+          object_size > std::uint64_t{1} << format1_order_max)
+        bad("object-size=" + std::to_string(object_size) +
+            " is not a power of two from 4K to 32M, which RBD needs");
+      if ((options.stripe_unit && *options.stripe_unit != object_size) ||
+          (options.stripe_count && *options.stripe_count != 1))
+        bad("stripe-unit= and stripe-count= are not possible with format 1");
+      return;
+    case FormatChoice::striper: {
+      const std::uint64_t unit =
+          options.stripe_unit.value_or(std::min<std::uint64_t>(
+              object_size, std::uint64_t{4} << 20));
+      const std::uint64_t size =
+          options.object_size.value_or(std::max(object_size, unit));
+      if (unit % striper_unit != 0 || unit > striper_max)
+        bad("stripe-unit=" + std::to_string(unit) +
+            " is not a multiple of 64K below 4G");
+      if (size % unit != 0)
+        bad("stripe-unit=" + std::to_string(unit) +
+            " does not divide object-size=" + std::to_string(size));
+      if (size % striper_unit != 0 || size > striper_max)
+        bad("object-size=" + std::to_string(size) +
+            " is not a multiple of 64K below 4G");
+      if (options.stripe_count && *options.stripe_count > striper_max)
+        bad("stripe-count=" + std::to_string(*options.stripe_count) +
+            " is too large");
+      return;
+    }
+  }
+}
+
+void create_image(const std::shared_ptr<Cluster>& cluster,
+                  const ImageSpec& spec, const CreateOptions& options) {
+  check_create(spec, options);
+  const Pool pool = open_pool(cluster, spec.pool, spec.name_space);
+  if (exists_format2(pool, spec.image) || exists_format1(pool, spec.image) ||
+      exists_striper(pool, spec.image))
+    throw Error(EEXIST, "image '" + spec.image + "' exists already in pool '" +
+                            spec.pool + "'");
+  if (options.format == FormatChoice::striper)
+    create_striper(pool, spec, options);
+  else
+    create_format1(pool, spec, options);
+}
+
+std::vector<std::string> list_images(
+    const std::shared_ptr<Cluster>& cluster, const std::string& pool_name,
+    const std::optional<std::string>& name_space, FormatChoice format) {
+  std::vector<std::string> names;
+  const auto add = [&](const Pool& pool, const std::string& prefix) {
+    Listing images;
+    const auto wants = [format](FormatChoice f) {
+      return format == f || (format == FormatChoice::automatic &&
+                             f != FormatChoice::striper);
+    };
+    if (wants(FormatChoice::format1)) list_format1(pool, images);
+    if (wants(FormatChoice::format2)) list_format2(pool, images);
+    if (wants(FormatChoice::striper)) list_striper(pool, images);
+    for (const auto& [image, snapshots] : images) {
+      names.push_back(prefix + image);
+      for (const std::string& s : snapshots)
+        names.push_back(prefix + image + "@" + s);
+    }
+  };
+  const Pool pool = open_pool(cluster, pool_name, name_space.value_or(""));
+  add(pool, "");
+  if (!name_space && format != FormatChoice::striper)
+    for (const std::string& ns : list_namespaces(pool))
+      add(open_pool(cluster, pool_name, ns), ns + "/");
+  return names;
+}
+
+}  // namespace nbdrados

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// Images by name: find, open, create and list them in a pool.
+
+#ifndef NBDRADOS_IMAGE_CATALOG_HPP
+#define NBDRADOS_IMAGE_CATALOG_HPP
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "image/image.hpp"
+#include "rados/cluster.hpp"
+
+namespace nbdrados {
+
+enum class FormatChoice : std::uint8_t { automatic, format1, format2, striper };
+
+/// "auto", "1", "2" or "striper"; none for any other text.
+[[nodiscard]] std::optional<FormatChoice> parse_format(std::string_view text);
+[[nodiscard]] std::string_view to_string(FormatChoice format) noexcept;
+
+/// Where an image is.
+struct ImageSpec {
+  std::string pool;
+  std::string name_space;  // "": the default one
+  std::string image;
+  std::string snapshot;    // "": the head
+  bool operator==(const ImageSpec&) const = default;
+  /// pool/[namespace/]image[@snapshot]
+  [[nodiscard]] std::string text() const;
+};
+
+/// Splits [NAMESPACE/]IMAGE[@SNAP].  Throws Error(EINVAL) for empty parts
+/// and for more than one '/' or '@': a name cannot lead out of its pool.
+/// With format striper the whole text is the name, because a striped
+/// object's name may contain anything.
+[[nodiscard]] ImageSpec parse_image_name(std::string_view text,
+                                         FormatChoice format);
+
+struct OpenOptions {
+  FormatChoice format = FormatChoice::automatic;
+  bool writable = false;
+  /// Striped objects only: make it at least so many bytes long, as a write
+  /// by libradosstriper would.
+  std::uint64_t grow_to = 0;
+};
+
+/// Finds an image and reads its metadata.  Throws Error: ENOENT (pool, image
+/// or snapshot), ENOTSUP (a feature that is not implemented, by name), EIO
+/// (metadata that makes no sense), EBUSY (locked by somebody, by name).
+[[nodiscard]] std::unique_ptr<ImageFormat> open_format(
+    const std::shared_ptr<Cluster>& cluster, const ImageSpec& spec,
+    const OpenOptions& options);
+
+struct CreateOptions {
+  FormatChoice format = FormatChoice::automatic;  // automatic: format 1
+  std::uint64_t size = 0;                          // bytes
+  std::optional<std::uint64_t> object_size;        // bytes, default 4 MiB
+  std::optional<std::uint64_t> stripe_unit;        // bytes
+  std::optional<std::uint64_t> stripe_count;
+};
+
+/// Checks all that can be checked without a cluster.  Throws Error(EINVAL)
+/// or Error(ENOTSUP) that names the parameter.
+void check_create(const ImageSpec& spec, const CreateOptions& options);
+
+/// Creates an image.  Throws Error: EEXIST where one of that name exists,
+/// in whatever format, and the errors of check_create.
+void create_image(const std::shared_ptr<Cluster>& cluster,
+                  const ImageSpec& spec, const CreateOptions& options);
+
+/// The images of a pool and their snapshots, sorted.  With `name_space` only
+/// those of that namespace, by their names in it; without it those of all
+/// namespaces.  Striped objects are listed only with format striper, because
+/// finding them takes a listing of all objects.  Images that cannot be
+/// opened are listed without their snapshots.
+[[nodiscard]] std::vector<std::string> list_images(
+    const std::shared_ptr<Cluster>& cluster, const std::string& pool,
+    const std::optional<std::string>& name_space, FormatChoice format);
+
+}  // namespace nbdrados
+
+#endif

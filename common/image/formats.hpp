@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// The formats, for the catalog.  Each function throws Error as
+// catalog.hpp's open_format and create_image say; open_* return null where
+// there is no image of that format and name.
+
+#ifndef NBDRADOS_IMAGE_FORMATS_HPP
+#define NBDRADOS_IMAGE_FORMATS_HPP
+
+#include <chrono>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "image/catalog.hpp"
+#include "image/image.hpp"
+
+namespace nbdrados {
+
+/// A pool's store and the bound on its metadata operations.
+struct Pool {
+  std::shared_ptr<Cluster> cluster;
+  std::shared_ptr<ObjectStore> store;
+  [[nodiscard]] std::chrono::milliseconds timeout() const {
+    return cluster->timeout();
+  }
+};
+
+[[nodiscard]] std::unique_ptr<ImageFormat> open_format1(
+    const Pool& pool, const ImageSpec& spec, const OpenOptions& options);
+[[nodiscard]] std::unique_ptr<ImageFormat> open_format2(
+    const Pool& pool, const ImageSpec& spec, const OpenOptions& options);
+[[nodiscard]] std::unique_ptr<ImageFormat> open_striper(
+    const Pool& pool, const ImageSpec& spec, const OpenOptions& options);
+
+[[nodiscard]] bool exists_format1(const Pool& pool, const std::string& image);
+[[nodiscard]] bool exists_format2(const Pool& pool, const std::string& image);
+[[nodiscard]] bool exists_striper(const Pool& pool, const std::string& image);
+
+void create_format1(const Pool& pool, const ImageSpec& spec,
+                    const CreateOptions& options);
+void create_striper(const Pool& pool, const ImageSpec& spec,
+                    const CreateOptions& options);
+
+/// Names of images, with the names of their (user's) snapshots.
+using Listing = std::map<std::string, std::vector<std::string>>;
+void list_format1(const Pool& pool, Listing& into);
+void list_format2(const Pool& pool, Listing& into);
+void list_striper(const Pool& pool, Listing& into);
+/// The RBD namespaces of a pool, without the default one.
+[[nodiscard]] std::vector<std::string> list_namespaces(const Pool& pool);
+
+/// Whether an object exists.  Throws Error.
+[[nodiscard]] bool object_exists(const Pool& pool, const std::string& oid);
+
+}  // namespace nbdrados
+
+#endif

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// The boundary between nbdkit's C callbacks and C++.  Include after
+// <nbdkit-plugin.h> or <nbdkit-filter.h>.
+
+#ifndef NBDRADOS_NBDKIT_GUARD_HPP
+#define NBDRADOS_NBDKIT_GUARD_HPP
+
+#include <cerrno>
+#include <exception>
+#include <new>
+#include <utility>
+
+#include "rados/error.hpp"
+
+namespace nbdrados {
+
+/// The errno to give to nbdkit, so that the NBD client gets what fits best.
+/// NBD has a word only for some; nbdkit turns all others into EINVAL
+/// (nbdkit: server/protocol.c, nbd_errno), which would blame the client for
+/// the cluster's trouble: EIO is right for those.
+[[nodiscard]] inline int nbd_errno(int code) noexcept {
+  switch (code = client_errno(code)) {
+    case EPERM:
+    case EROFS:
+    case ENOMEM:
+    case EINVAL:
+    case ENOSPC:
+    case EOVERFLOW:
+    case EOPNOTSUPP:
+    case ESHUTDOWN:
+      return code;
+    default:
+      return EIO;
+  }
+}
+
+/// Runs `body` for the callback `operation`.  Returns what body returns; an
+/// exception becomes one line for nbdkit_error, an errno and `failure`.
+template <class Result, class Body>
+[[nodiscard]] Result guard(const char* operation, Result failure,
+                           Body&& body) noexcept {
+  try {
+    return std::forward<Body>(body)();
+  } catch (const Error& e) {
+    nbdkit_error("%s: %s", operation, e.what());
+    nbdkit_set_error(nbd_errno(e.code()));
+  } catch (const std::bad_alloc&) {
+    nbdkit_error("%s: out of memory", operation);
+    nbdkit_set_error(ENOMEM);
+  } catch (const std::exception& e) {
+    nbdkit_error("%s: %s", operation, e.what());
+    nbdkit_set_error(EIO);
+  }
+  return failure;
+}
+
+/// For callbacks that return 0 or -1.
+template <class Body>
+[[nodiscard]] int guard(const char* operation, Body&& body) noexcept {
+  return guard(operation, -1, [&] {
+    std::forward<Body>(body)();
+    return 0;
+  });
+}
+
+}  // namespace nbdrados
+
+#endif

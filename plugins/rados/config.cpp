@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+#include "config.hpp"
+
+#define NBDKIT_API_VERSION 2
+#include <nbdkit-plugin.h>
+
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+#include <cstdlib>
+#include <memory>
+
+#include "rados/error.hpp"
+
+namespace nbdrados {
+
+const char* const config_help =
+    "[target=]<POOL>[/[<NAMESPACE>/]<IMAGE>[@<SNAP>]]\n"
+    "                           The pool, and the image in it.\n"
+    "pool=<POOL>                The pool (required, unless in the target).\n"
+    "namespace=<NAMESPACE>      The RBD namespace in the pool.\n"
+    "image=<IMAGE>[@<SNAP>]     The image. Without it the export name chooses.\n"
+    "snapshot=<SNAP>            A snapshot of the image.\n"
+    "format=auto|1|2|striper    Format of the image (default auto).\n"
+    "conf=<FILE>                ceph.conf (default: Ceph's own search).\n"
+    "id=<ID>                    The user client.<ID> (default admin).\n"
+    "name=<TYPE>.<ID>           The user, in full.\n"
+    "cluster=<NAME>             The cluster's name (default ceph).\n"
+    "keyring=<FILE>             The user's keyring.\n"
+    "keyfile=<FILE>             A file with only the user's key.\n"
+    "mon-host=<ADDRESSES>       The monitors.\n"
+    "ceph.<OPTION>=<VALUE>      Any Ceph option.\n"
+    "connect-timeout=<SECONDS>  Bound on connecting and opening (default 30).\n"
+    "create=true                Create the image first.\n"
+    "size=<SIZE>                Size of the new image.\n"
+    "object-size=<SIZE>         Object size of the new image (default 4M).\n"
+    "stripe-unit=<SIZE>         Stripe unit of the new image.\n"
+    "stripe-count=<N>           Stripe count of the new image (default 1).\n"
+    "discard-granularity=<SIZE> Trims are rounded inwards to it (default 64K).\n"
+    "full=error|wait            When cluster or pool are full (default error).";
+
+namespace {
+
+[[noreturn]] void bad(const std::string& text) { throw Error(EINVAL, text); }
+
+std::uint64_t parse_size(const std::string& key, const std::string& value) {
+  // nbdkit says what it could not parse, but not for which key.
+  const std::int64_t n = nbdkit_parse_size(value.c_str());
+  if (n < 0)
+    bad(key + "=" + value + " is not a size in the range 0 to 2^63-1");
+  return static_cast<std::uint64_t>(n);
+}
+
+unsigned parse_unsigned(const std::string& key, const std::string& value) {
+  unsigned n = 0;
+  if (nbdkit_parse_unsigned(key.c_str(), value.c_str(), &n) == -1)
+    bad(key + "=" + value + " is not a number");
+  return n;
+}
+
+bool parse_bool(const std::string& key, const std::string& value) {
+  const int b = nbdkit_parse_bool(value.c_str());
+  if (b == -1) bad(key + "=" + value + " is neither true nor false");
+  return b != 0;
+}
+
+/// nbdkit may change its directory later.
+std::string absolute(const std::string& key, const std::string& path) {
+  const std::unique_ptr<char, void (*)(void*)> p(
+      nbdkit_absolute_path(path.c_str()), std::free);
+  if (!p) bad(key + "=" + path + " is not a path");
+  if (::access(p.get(), R_OK) != 0) fail(errno, key + "=" + path);
+  return p.get();
+}
+
+}  // namespace
+
+void Config::set_target(const std::string& value) {
+  const auto slash = value.find('/');
+  pool = value.substr(0, slash);
+  seen_.insert("pool");
+  if (pool.empty()) bad("'" + value + "': the pool name is empty");
+  if (slash == std::string::npos) return;
+  image = value.substr(slash + 1);
+  seen_.insert("image");
+}
+
+void Config::set(const std::string& key, const std::string& value) {
+  constexpr std::string_view ceph = "ceph.";
+  if (key.starts_with(ceph) && key.size() > ceph.size()) {
+    const std::string option = key.substr(ceph.size());
+    if (option == "key")
+      bad("ceph.key= would show the secret to every user of this machine; "
+          "use keyfile= or keyring=");
+    cluster.options.emplace_back(option, value);
+    return;
+  }
+  if (!seen_.insert(key).second) bad(key + "= is given twice");
+
+  if (key == "target") {
+    if (seen_.contains("pool") || seen_.contains("image"))
+      bad("'" + value + "': pool= or image= is given as well");
+    set_target(value);
+  } else if (key == "pool") {
+    pool = value;
+  } else if (key == "namespace") {
+    name_space = value;
+  } else if (key == "image") {
+    image = value;
+  } else if (key == "snapshot") {
+    snapshot = value;
+  } else if (key == "format") {
+    const auto f = parse_format(value);
+    if (!f) bad("format=" + value + " is not one of auto, 1, 2, striper");
+    format = *f;
+  } else if (key == "conf") {
+    cluster.conf = absolute(key, value);
+  } else if (key == "id") {
+    cluster.entity = "client." + value;
+  } else if (key == "name") {
+    cluster.entity = value;
+  } else if (key == "cluster") {
+    cluster.cluster_name = value;
+  } else if (key == "keyring") {
+    cluster.keyring = absolute(key, value);
+  } else if (key == "keyfile") {
+    cluster.keyfile = absolute(key, value);
+  } else if (key == "mon-host") {
+    cluster.mon_host = value;
+  } else if (key == "connect-timeout") {
+    const unsigned seconds = parse_unsigned(key, value);
+    if (seconds == 0 || seconds > 86400)
+      bad("connect-timeout=" + value + " is not in the range 1 to 86400");
+    cluster.connect_timeout = std::chrono::seconds(seconds);
+  } else if (key == "create") {
+    create = parse_bool(key, value);
+  } else if (key == "size") {
+    create_options.size = parse_size(key, value);
+  } else if (key == "object-size") {
+    create_options.object_size = parse_size(key, value);
+  } else if (key == "stripe-unit") {
+    create_options.stripe_unit = parse_size(key, value);
+  } else if (key == "stripe-count") {
+    create_options.stripe_count = parse_unsigned(key, value);
+  } else if (key == "discard-granularity") {
+    discard_granularity = parse_size(key, value);
+    if (discard_granularity == 0) bad("discard-granularity= must not be 0");
+  } else if (key == "full") {
+    if (value != "error" && value != "wait")
+      bad("full=" + value + " is neither error nor wait");
+    cluster.wait_when_full = value == "wait";
+  } else {
+    bad("unknown parameter '" + key + "'; `nbdkit rados --help` lists them");
+  }
+}
+
+void Config::complete() {
+  if (pool.empty())
+    bad("pool= is missing (or POOL/IMAGE as the first argument)");
+  if (seen_.contains("id") && seen_.contains("name"))
+    bad("id= and name= are given both");
+  if (cluster.entity.find('.') == std::string::npos ||
+      cluster.entity.ends_with('.'))
+    bad("'" + cluster.entity + "' is not a user name of the form TYPE.ID");
+
+  create_options.format = format;
+  if (image) {
+    const ImageSpec parsed = parse_image_name(*image, format);
+    image = parsed.image;
+    if (!parsed.name_space.empty()) {
+      if (name_space && *name_space != parsed.name_space)
+        bad("namespace=" + *name_space + " and a namespace in the image name");
+      name_space = parsed.name_space;
+    }
+    if (!parsed.snapshot.empty()) {
+      if (!snapshot.empty())
+        bad("snapshot=" + snapshot + " and a snapshot in the image name");
+      snapshot = parsed.snapshot;
+    }
+  } else if (!snapshot.empty()) {
+    bad("snapshot= needs image=");
+  }
+
+  if (create) {
+    if (!image) bad("create=true needs image=");
+    if (!seen_.contains("size")) bad("create=true needs size=");
+    check_create(spec(), create_options);
+    return;
+  }
+  for (const char* key : {"object-size", "stripe-unit", "stripe-count"})
+    if (seen_.contains(key))
+      bad(std::string(key) + "= needs create=true");
+  if (seen_.contains("size") && (format != FormatChoice::striper || !image))
+    bad("size= needs create=true, or an image of format=striper to grow");
+}
+
+ImageSpec Config::spec() const {
+  return {pool, name_space.value_or(""), image.value(), snapshot};
+}
+
+ImageSpec Config::export_spec(std::string_view export_name) const {
+  if (image) return spec();
+  if (export_name.empty())
+    throw Error(ENOENT, "pool '" + pool +
+                            "' is exported as a whole: the client must choose "
+                            "an image by its export name");
+  ImageSpec wanted = parse_image_name(export_name, format);
+  wanted.pool = pool;
+  if (name_space) {
+    if (!wanted.name_space.empty())
+      throw Error(EPERM, "export '" + std::string(export_name) +
+                             "' is outside of namespace '" + *name_space +
+                             "', to which this server is limited");
+    wanted.name_space = *name_space;
+  }
+  return wanted;
+}
+
+}  // namespace nbdrados

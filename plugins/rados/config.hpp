@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// The plugin's parameters.
+
+#ifndef NBDRADOS_PLUGIN_CONFIG_HPP
+#define NBDRADOS_PLUGIN_CONFIG_HPP
+
+#include <cstdint>
+#include <optional>
+#include <set>
+#include <string>
+#include <string_view>
+
+#include "image/catalog.hpp"
+#include "rados/cluster.hpp"
+
+namespace nbdrados {
+
+/// What the command line says.  Written while nbdkit reads it, constant
+/// afterwards.
+class Config {
+ public:
+  /// One key=value.  Throws Error(EINVAL) that names the key.
+  void set(const std::string& key, const std::string& value);
+
+  /// Checks what can be checked without a cluster.  Throws Error.
+  void complete();
+
+  ClusterConfig cluster;
+  std::string pool;
+  std::optional<std::string> name_space;
+  /// Without it, export names choose images.
+  std::optional<std::string> image;
+  std::string snapshot;
+  FormatChoice format = FormatChoice::automatic;
+  bool create = false;
+  CreateOptions create_options;
+  std::uint64_t discard_granularity = 0;  // bytes; 0: the default
+
+  /// The configured image; only where `image` is set.
+  [[nodiscard]] ImageSpec spec() const;
+
+  /// The image that a client asks for.  Throws Error: the name leads out of
+  /// the configured pool or namespace, or makes no sense.
+  [[nodiscard]] ImageSpec export_spec(std::string_view export_name) const;
+
+ private:
+  void set_target(const std::string& value);
+
+  std::set<std::string> seen_;
+};
+
+/// For nbdkit --help; one paragraph a key.
+extern const char* const config_help;
+
+}  // namespace nbdrados
+
+#endif

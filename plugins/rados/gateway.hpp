@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// The images that are open now, for all connections of the server.
+
+#ifndef NBDRADOS_PLUGIN_GATEWAY_HPP
+#define NBDRADOS_PLUGIN_GATEWAY_HPP
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "config.hpp"
+#include "image/image.hpp"
+#include "rados/cluster.hpp"
+
+namespace nbdrados {
+
+/// A cluster connection and the open images.  Thread-safe.
+class Gateway {
+  struct Slot;
+
+ public:
+  /// Connects and checks the pool.  Throws Error.
+  explicit Gateway(const Config& config);
+  ~Gateway();
+  Gateway(const Gateway&) = delete;
+  Gateway& operator=(const Gateway&) = delete;
+
+  /// One client's use of an image.  All clients of an image share one Image;
+  /// it is closed with the last of them.
+  class Use {
+   public:
+    Use(Gateway& gateway, std::shared_ptr<Slot> slot,
+        std::shared_ptr<Image> image);
+    ~Use();
+    Use(const Use&) = delete;
+    Use& operator=(const Use&) = delete;
+    [[nodiscard]] Image& image() const noexcept { return *image_; }
+    /// Bytes; as it was when this client came, because NBD cannot change it
+    /// afterwards.
+    [[nodiscard]] std::uint64_t size() const noexcept { return size_; }
+    [[nodiscard]] const char* description() const noexcept {
+      return description_.c_str();
+    }
+
+   private:
+    Gateway& gateway_;
+    std::shared_ptr<Slot> slot_;
+    std::shared_ptr<Image> image_;
+    std::uint64_t size_;
+    std::string description_;
+  };
+
+  /// Opens an image, or joins those who use it.  Throws Error.
+  [[nodiscard]] std::unique_ptr<Use> open(const ImageSpec& spec,
+                                          bool writable);
+
+  /// The names of all exports.  Throws Error.
+  [[nodiscard]] std::vector<std::string> list();
+
+  /// Creates the configured image.  Throws Error.
+  void create();
+
+ private:
+  /// The place of one image.  Its mutex is held while the image is opened
+  /// and closed, which is I/O under a lock: only clients of that one image
+  /// wait for it, and nobody opens an image that is being closed.
+  struct Slot {
+    std::mutex mutex;
+    std::weak_ptr<Image> image;  // guarded by mutex
+  };
+
+  const Config& config_;
+  std::shared_ptr<Cluster> cluster_;
+  std::shared_ptr<WorkerPool> workers_;
+  std::mutex mutex_;
+  std::map<std::string, std::shared_ptr<Slot>> slots_;  // guarded by mutex_
+};
+
+}  // namespace nbdrados
+
+#endif

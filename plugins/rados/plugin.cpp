@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// The nbdkit plugin `rados`: callbacks and nothing else.
+
+#define NBDKIT_API_VERSION 2
+#include <nbdkit-plugin.h>
+
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <bit>
+#include <cerrno>
+#include <cstdint>
+#include <cstdio>
+#include <memory>
+#include <string>
+
+#include "config.hpp"
+#include "gateway.hpp"
+#include "nbdkit/guard.hpp"
+#include "rados/error.hpp"
+
+#ifdef HAVE_CONFIG_H
+#include "config.h"
+#endif
+
+#define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
+
+namespace {
+
+using namespace nbdrados;
+
+std::unique_ptr<Config> config;
+/// Made after nbdkit has gone into the background: librados starts threads.
+std::unique_ptr<Gateway> gateway;
+
+Gateway::Use& use_of(void* handle) {
+  return *static_cast<Gateway::Use*>(handle);
+}
+Image& image_of(void* handle) { return use_of(handle).image(); }
+
+// Start and end -------------------------------------------------------------
+
+void load() { config = std::make_unique<Config>(); }
+
+void unload() { config.reset(); }
+
+int set_config(const char* key, const char* value) {
+  return guard("rados", [&] { config->set(key, value); });
+}
+
+int config_complete() {
+  return guard("rados", [] { config->complete(); });
+}
+
+void dump_plugin() {
+  std::printf("rados_librados_version=%s\n", librados_version().c_str());
+  std::printf("rados_formats=1,2,striper\n");
+  std::printf("rados_formats_writable=1,striper\n");
+  std::printf("rados_features=fast-zero,fua,multi-conn,extents,snapshots,"
+              "striping,data-pool,namespaces\n");
+}
+
+/// What can be wrong with cluster, pool and image is found out before nbdkit
+/// goes into the background, so that the user sees it.  A child process
+/// does it: it leaves no thread and no state of librados behind.
+int get_ready() {
+  const pid_t child = ::fork();
+  if (child == -1) {
+    nbdkit_error("rados: fork: %m");
+    return -1;
+  }
+  if (child == 0) {
+    const int r = guard("rados", [] {
+      Gateway probe(*config);
+      if (config->create) probe.create();
+      if (config->image) (void)probe.open(config->spec(), false);
+    });
+    ::_exit(r == 0 ? 0 : 1);
+  }
+  int status = 0;
+  pid_t r;
+  do {
+    r = ::waitpid(child, &status, 0);
+  } while (r == -1 && errno == EINTR);
+  if (r == child && WIFEXITED(status)) return WEXITSTATUS(status) == 0 ? 0 : -1;
+  nbdkit_error("rados: checking the configuration failed unexpectedly");
+  return -1;
+}
+
+int after_fork() {
+  return guard("rados",
+               [] { gateway = std::make_unique<Gateway>(*config); });
+}
+
+void cleanup() { gateway.reset(); }
+
+// Exports -------------------------------------------------------------------
+
+int list_exports(int /*readonly*/, int /*is_tls*/,
+                 struct nbdkit_exports* exports) {
+  return guard("list_exports", [&] {
+    if (config->image) {
+      if (nbdkit_use_default_export(exports) == -1)
+        throw Error(errno, "cannot add an export");
+      return;
+    }
+    for (const std::string& name : gateway->list())
+      if (nbdkit_add_export(exports, name.c_str(), nullptr) == -1)
+        throw Error(errno, "cannot add export " + name);
+  });
+}
+
+/// A configured image needs no name.  In a pool with one image that is the
+/// default; where there are several the client must choose.
+const char* default_export(int /*readonly*/, int /*is_tls*/) {
+  return guard("default_export", static_cast<const char*>(nullptr),
+               []() -> const char* {
+                 if (config->image) return "";
+                 std::string only;
+                 for (const std::string& name : gateway->list()) {
+                   if (name.find('@') != std::string::npos) continue;
+                   if (!only.empty()) return "";
+                   only = name;
+                 }
+                 return nbdkit_strdup_intern(only.c_str());
+               });
+}
+
+void* open_export(int readonly) {
+  return guard("open", static_cast<void*>(nullptr), [&]() -> void* {
+    const char* name = nbdkit_export_name();
+    return gateway->open(config->export_spec(name ? name : ""), readonly == 0)
+        .release();
+  });
+}
+
+void close_export(void* handle) {
+  const std::unique_ptr<Gateway::Use> use(&use_of(handle));
+}
+
+const char* export_description(void* handle) {
+  return use_of(handle).description();
+}
+
+// Properties ----------------------------------------------------------------
+
+int64_t get_size(void* handle) {
+  return static_cast<int64_t>(use_of(handle).size());
+}
+
+int block_size(void* handle, std::uint32_t* minimum, std::uint32_t* preferred,
+               std::uint32_t* maximum) {
+  // RADOS writes single bytes.  Larger requests cost less for each byte up
+  // to the object size; measured in bench/RESULTS.md.  NBD wants a power of
+  // two from 512 bytes to 32 MiB.
+  constexpr std::uint64_t smallest = 4096;
+  constexpr std::uint64_t largest = 4 << 20;
+  const std::uint64_t object =
+      image_of(handle).traits().layout.object_size();
+  *minimum = 1;
+  *preferred = static_cast<std::uint32_t>(
+      std::bit_floor(std::clamp(object, smallest, largest)));
+  *maximum = 32 << 20;
+  return 0;
+}
+
+int can_write(void* handle) { return image_of(handle).writable() ? 1 : 0; }
+
+// A flush has nothing to do, because RADOS acknowledges only what is on every
+// replica.  Clients that ask for it get it at no cost, whereas one that does
+// not see it might believe that its data is never safe.
+int can_flush(void*) { return 1; }
+
+// Each acknowledged write is durable, so FUA costs nothing.
+int can_fua(void*) { return NBDKIT_FUA_NATIVE; }
+
+// Nothing here turns; and a scheduler that sorts requests for the sake of
+// seeks only delays them.
+int is_rotational(void*) { return 0; }
+
+int can_trim(void*) { return 1; }
+
+int can_zero(void*) { return 1; }
+
+// Zeroing that may free the space is fast; zeroing that must keep it is not,
+// and is refused when the client asks for fast or nothing.
+int can_fast_zero(void*) { return 1; }
+
+int can_extents(void*) { return 1; }
+
+// An acknowledged write is seen by every reader of the cluster, so by every
+// connection, and a flush on any of them has nothing left to do.
+int can_multi_conn(void*) { return 1; }
+
+// RADOS has no request that would make a later read cheaper and that costs
+// less than the read.
+int can_cache(void*) { return NBDKIT_CACHE_NONE; }
+
+// Requests ------------------------------------------------------------------
+
+int pread(void* handle, void* buffer, std::uint32_t count,
+          std::uint64_t offset, std::uint32_t /*flags*/) {
+  return guard("pread", [&] {
+    image_of(handle).read(static_cast<char*>(buffer), count, offset);
+  });
+}
+
+int pwrite(void* handle, const void* buffer, std::uint32_t count,
+           std::uint64_t offset, std::uint32_t /*flags*/) {
+  return guard("pwrite", [&] {
+    image_of(handle).write(static_cast<const char*>(buffer), count, offset);
+  });
+}
+
+int flush(void* /*handle*/, std::uint32_t /*flags*/) { return 0; }
+
+int zero(void* handle, std::uint32_t count, std::uint64_t offset,
+         std::uint32_t flags) {
+  const bool may_free = (flags & NBDKIT_FLAG_MAY_TRIM) != 0;
+  if ((flags & NBDKIT_FLAG_FAST_ZERO) != 0 && !may_free) {
+    nbdkit_set_error(EOPNOTSUPP);
+    return -1;
+  }
+  return guard("zero", [&] {
+    image_of(handle).zero(count, offset,
+                          may_free ? Image::Zero::free
+                                   : Image::Zero::allocate);
+  });
+}
+
+int trim(void* handle, std::uint32_t count, std::uint64_t offset,
+         std::uint32_t /*flags*/) {
+  return guard("trim", [&] { image_of(handle).trim(count, offset); });
+}
+
+int extents(void* handle, std::uint32_t count, std::uint64_t offset,
+            std::uint32_t flags, struct nbdkit_extents* list) {
+  return guard("extents", [&] {
+    const bool one = (flags & NBDKIT_FLAG_REQ_ONE) != 0;
+    for (const Extent& e : image_of(handle).extents(count, offset, one)) {
+      const std::uint32_t type =
+          e.data ? 0 : NBDKIT_EXTENT_HOLE | NBDKIT_EXTENT_ZERO;
+      if (nbdkit_add_extent(list, e.offset, e.length, type) == -1)
+        throw Error(errno, "cannot add an extent");
+    }
+  });
+}
+
+struct nbdkit_plugin make_plugin() {
+  struct nbdkit_plugin p = {};
+  p.name = "rados";
+  p.longname = "nbdkit rados plugin";
+  p.version = PACKAGE_VERSION;
+  p.description =
+      "Serve Ceph images (RBD and striped RADOS objects) over NBD";
+  p.magic_config_key = "target";
+  p.config_help = config_help;
+  p.errno_is_preserved = 0;
+  p.load = load;
+  p.unload = unload;
+  p.config = set_config;
+  p.config_complete = config_complete;
+  p.dump_plugin = dump_plugin;
+  p.get_ready = get_ready;
+  p.after_fork = after_fork;
+  p.cleanup = cleanup;
+  p.list_exports = list_exports;
+  p.default_export = default_export;
+  p.open = open_export;
+  p.close = close_export;
+  p.export_description = export_description;
+  p.get_size = get_size;
+  p.block_size = block_size;
+  p.can_write = can_write;
+  p.can_flush = can_flush;
+  p.can_fua = can_fua;
+  p.is_rotational = is_rotational;
+  p.can_trim = can_trim;
+  p.can_zero = can_zero;
+  p.can_fast_zero = can_fast_zero;
+  p.can_extents = can_extents;
+  p.can_multi_conn = can_multi_conn;
+  p.can_cache = can_cache;
+  p.pread = pread;
+  p.pwrite = pwrite;
+  p.flush = flush;
+  p.zero = zero;
+  p.trim = trim;
+  p.extents = extents;
+  return p;
+}
+
+struct nbdkit_plugin plugin = make_plugin();
+
+}  // namespace
+
+NBDKIT_REGISTER_PLUGIN(plugin)

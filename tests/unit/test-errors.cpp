@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+#include <cppunit/extensions/HelperMacros.h>
+
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <set>
+#include <string>
+
+#include "rados/error.hpp"
+#include "rados/object_store.hpp"
+
+using namespace nbdrados;
+
+namespace {
+
+class FixedPending : public Pending {
+ public:
+  explicit FixedPending(int result) : result_(result) {}
+  int wait() override { return result_; }
+  int wait_for(std::chrono::milliseconds limit) override {
+    limit_ = limit;
+    return result_;
+  }
+  std::chrono::milliseconds limit_{0};
+
+ private:
+  int result_;
+};
+
+bool contains(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
+
+}  // namespace
+
+class ErrorTest : public CppUnit::TestFixture {
+  CPPUNIT_TEST_SUITE(ErrorTest);
+  CPPUNIT_TEST(texts);
+  CPPUNIT_TEST(other_texts_are_the_system_s);
+  CPPUNIT_TEST(client_errnos);
+  CPPUNIT_TEST(check_passes_results);
+  CPPUNIT_TEST(check_throws_errors);
+  CPPUNIT_TEST(fail_throws);
+  CPPUNIT_TEST(wait_check_waits_with_limit);
+  CPPUNIT_TEST_SUITE_END();
+
+ public:
+  void texts() {
+    CPPUNIT_ASSERT(contains(error_text(ESHUTDOWN), "blocklisted"));
+    CPPUNIT_ASSERT(contains(error_text(EDQUOT), "quota"));
+    CPPUNIT_ASSERT(contains(error_text(ENOSPC), "full"));
+    CPPUNIT_ASSERT(contains(error_text(ETIMEDOUT), "time"));
+    CPPUNIT_ASSERT(contains(error_text(ENOENT), "not found"));
+    CPPUNIT_ASSERT(contains(error_text(ENOTCONN), "not connected"));
+    // Users must be able to tell them apart.
+    std::set<std::string> all;
+    const int codes[] = {ESHUTDOWN, EDQUOT, ENOSPC, ETIMEDOUT, ENOENT,
+                         ENOTCONN,  EIO,    EINVAL, EPERM,     EACCES};
+    for (const int code : codes) {
+      const std::string text = error_text(code);
+      CPPUNIT_ASSERT(!text.empty());
+      CPPUNIT_ASSERT(!contains(text, "\n"));
+      CPPUNIT_ASSERT_MESSAGE(text, all.insert(text).second);
+    }
+  }
+
+  void other_texts_are_the_system_s() {
+    for (const int code : {EIO, EINVAL, EEXIST, EBUSY, EPERM, ECANCELED})
+      CPPUNIT_ASSERT_EQUAL(std::string(std::strerror(code)),
+                           error_text(code));
+    CPPUNIT_ASSERT(contains(error_text(99999), "99999"));
+  }
+
+  void client_errnos() {
+    CPPUNIT_ASSERT_EQUAL(ENOSPC, client_errno(EDQUOT));
+    for (const int code :
+         {ENOSPC, ENOENT, EIO, ESHUTDOWN, ETIMEDOUT, EINVAL, EPERM, EROFS})
+      CPPUNIT_ASSERT_EQUAL(code, client_errno(code));
+  }
+
+  void check_passes_results() {
+    CPPUNIT_ASSERT_EQUAL(0, check(0, "x"));
+    CPPUNIT_ASSERT_EQUAL(4096, check(4096, "x"));
+  }
+
+  void check_throws_errors() {
+    for (const int code : {ENOENT, EIO, ENOSPC, EDQUOT, ESHUTDOWN}) {
+      try {
+        check(-code, "cannot read object rb.0.1");
+        CPPUNIT_FAIL("no exception");
+      } catch (const Error& e) {
+        CPPUNIT_ASSERT_EQUAL(code, e.code());
+        CPPUNIT_ASSERT_EQUAL("cannot read object rb.0.1: " + error_text(code),
+                             std::string(e.what()));
+      }
+    }
+  }
+
+  void fail_throws() {
+    try {
+      fail(EBUSY, "image vm1");
+    } catch (const Error& e) {
+      CPPUNIT_ASSERT_EQUAL(EBUSY, e.code());
+      CPPUNIT_ASSERT_EQUAL("image vm1: " + error_text(EBUSY),
+                           std::string(e.what()));
+    }
+  }
+
+  void wait_check_waits_with_limit() {
+    FixedPending good(17);
+    CPPUNIT_ASSERT_EQUAL(
+        17, wait_check(good, std::chrono::milliseconds(250), "stat"));
+    CPPUNIT_ASSERT(std::chrono::milliseconds(250) == good.limit_);
+    FixedPending late(-ETIMEDOUT);
+    try {
+      wait_check(late, std::chrono::milliseconds(1), "stat of x");
+      CPPUNIT_FAIL("no exception");
+    } catch (const Error& e) {
+      CPPUNIT_ASSERT_EQUAL(ETIMEDOUT, e.code());
+      CPPUNIT_ASSERT_EQUAL("stat of x: " + error_text(ETIMEDOUT),
+                           std::string(e.what()));
+    }
+  }
+};
+
+CPPUNIT_TEST_SUITE_REGISTRATION(ErrorTest);

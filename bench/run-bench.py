@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from dataclasses import dataclass, field
 
 KIB = 1 << 10
@@ -88,7 +89,10 @@ def cpu_ns(pid):
     count in ticks of 10 ms, /proc/PID/task/*/schedstat would lose threads
     that have ended.
     """
-    return time.clock_gettime_ns(~pid << 3 | 2)
+    try:
+        return time.clock_gettime_ns(~pid << 3 | 2)
+    except OSError as error:
+        raise BenchError(f"process {pid} has ended") from error
 
 
 def switches(pid):
@@ -177,7 +181,23 @@ class Cluster:
         return command_output(["rbd", "-c", self.conf, *arguments])
 
     def osd_cpu_ns(self):
-        return sum(cpu_ns(pid) for pid in self.osd_pids)
+        try:
+            return sum(cpu_ns(pid) for pid in self.osd_pids)
+        except BenchError as error:
+            raise BenchError("the OSD has ended:\n" + self.osd_log()) \
+                from error
+
+    def osd_log(self):
+        """The end of what the OSD had to say; the folder will go away."""
+        lines = []
+        for name in ("osd.0.log", "osd.0.out"):
+            try:
+                with open(os.path.join(self.folder, "log", name),
+                          encoding="utf-8", errors="replace") as file:
+                    lines += file.readlines()[-20:]
+            except OSError:
+                pass
+        return "".join(lines)
 
     def settle(self, limit=5.0):
         """Wait until the OSD has done what it was asked to do (deferred
@@ -219,7 +239,7 @@ def create_image(cluster, name, size, image_format):
     if image_format == 1:
         # "rbd create" refuses format 1 and reads it.
         image.prefix = "rb.0.%x.%08x" % (os.getpid(),
-                                         abs(hash(name)) & 0x7fffffff)
+                                         zlib.crc32(name.encode()))
         with tempfile.NamedTemporaryFile() as file:
             file.write(format1_header(image.prefix, size))
             file.flush()
@@ -257,6 +277,8 @@ ALL_SERVERS = [
     Server("qemu-nbd-writeback", "qemu-nbd, cache=writeback", state="full",
            writes_only=True),
     Server("raw", "raw librados", nbd=False),
+    Server("raw-hint", "raw librados, allocation hints", state="full",
+           writes_only=True, nbd=False),
     Server("null", "nbdkit null", state="full", small_only=True),
 ]
 
@@ -502,8 +524,18 @@ class Bench:
     def restore_half(self):
         """Make the half full image for writes half full again."""
         image = self.images["write", "half"]
-        self.cluster.rbd("rm", "--no-progress", f"{POOL}/{image.name}")
-        self.images["write", "half"] = self.make_filled("write", "half")
+        if image.format == 1:
+            # "rbd rm" wants the image in a directory that only "rbd create"
+            # of old knew how to write.
+            names = [f"{image.prefix}.{i:012x}"
+                     for i in range(image.size // OBJECT_SIZE)]
+            for start in range(0, len(names), 512):
+                command_output(["rados", "-c", self.cluster.conf, "-p", POOL,
+                                "rm", *names[start:start + 512]])
+            self.refill_half(image)
+        else:
+            self.cluster.rbd("rm", "--no-progress", f"{POOL}/{image.name}")
+            self.images["write", "half"] = self.make_filled("write", "half")
 
     # -- measuring
 
@@ -534,7 +566,7 @@ class Bench:
                          "--pool=" + POOL, "--prefix=" + image.prefix,
                          f"--digits={image.digits}", f"--size={image.size}",
                          f"--object-size={OBJECT_SIZE}", *arguments]
-            if self.options.raw_alloc_hint and workload.op == "write":
+            if kind.name == "raw-hint":
                 arguments.append("--alloc-hint")
             return arguments
         arguments = [self.nbd_load, "--uri=" + uri,
@@ -903,6 +935,7 @@ class Report:
         def add(text, wanted, measured, at_least, workload, note=""):
             met = None
             if measured is not None:
+                measured = round(measured, 2)  # as it is shown
                 met = measured >= wanted if at_least else measured <= wanted
             rows.append((text, ("≥ " if at_least else "≤ ") + str(wanted),
                          number(measured) + (note if measured else ""),
@@ -1008,8 +1041,9 @@ class Report:
         cells = [
             state, kind.label, number(shown),
             "±%.0f %%" % spread if len(speeds) > 1 else "–",
-            number(ratio(middle, self.qemu(workload.name, state, "iops"))),
-            number(ratio(middle, self.speed(workload.name, state, "raw"))),
+            *(number(None if kind.name == "null" else ratio(middle, base))
+              for base in (self.qemu(workload.name, state, "iops"),
+                           self.speed(workload.name, state, "raw"))),
             *(number(median(results, key), 1) for key in (
                 "latency_us_p50", "latency_us_p99", "cpu_per_op")),
             number(median(results, "switches_per_op")),
@@ -1139,9 +1173,6 @@ def parse_options():
     parser.add_argument("--plugin-option", action="append", default=[],
                         metavar="KEY=VALUE",
                         help="one more parameter of the plugin")
-    parser.add_argument("--raw-alloc-hint", action="store_true",
-                        help="the raw loop's writes send an allocation hint, "
-                             "as librbd's do")
     parser.add_argument("--count-copies", action="store_true",
                         help="one more pass that counts memory copies")
     parser.add_argument("--profile", action="store_true",

@@ -224,13 +224,19 @@ make_pool() {
   wait_until 30 rados -p "$1" ls
 }
 
-# Names and versions of every object of a pool, to show that nothing was
-# written: pool_state POOL.
+# pool_state POOL: names, times, sizes and contents of every object of a
+# pool, to show that nothing was written.
 pool_state() {
-  local object
-  rados -p "$1" --all ls | sort | while IFS=$'\t' read -r namespace object; do
-    printf '%s/%s ' "$namespace" "$object"
-    rados -p "$1" ${namespace:+-N "$namespace"} stat "$object" | sed 's/^[^ ]* //'
+  local line namespace object
+  # Not IFS=tab: the name of the default namespace is empty.
+  rados -p "$1" --all ls | sort | while read -r line; do
+    namespace=
+    object=$line
+    if [[ $line == *$'\t'* ]]; then
+      namespace=${line%%$'\t'*}
+      object=${line#*$'\t'}
+    fi
+    rados -p "$1" ${namespace:+-N "$namespace"} stat "$object"
     rados -p "$1" ${namespace:+-N "$namespace"} get "$object" - | sha256sum
   done
 }
@@ -276,6 +282,55 @@ format1_prefix() {
   rados -p "$1" get "$2.rbd" - | dd bs=1 skip=40 count=24 status=none |
     tr -d '\0'
 }
+
+# retry_abort COMMAND...: runs an oracle again (at most 3 times) when it ends
+# by a signal: `rados --striper` of Ceph 16 sometimes aborts while it ends.
+retry_abort() {
+  local status i
+  for i in 1 2 3; do
+    status=0
+    # With wrong attributes libradosstriper writes for ever: limits of time
+    # and of 4 GiB.
+    (
+      ulimit -f $((4 << 20))
+      exec timeout 60 "$@"
+    ) 2>"$tmp/retry.err" || status=$?
+    [ "$status" -ge 128 ] || break
+    say "attempt $i of '$*' ended with $status"
+  done
+  [ "$status" -eq 0 ] || cat "$tmp/retry.err" >&2
+  return "$status"
+}
+
+# Puts and gets an object of libradosstriper: striper_put POOL NAME FILE.
+striper_put() { retry_abort rados -p "$1" --striper put "$2" "$3"; }
+striper_get() { retry_abort rados -p "$1" --striper get "$2" "$3"; }
+
+# striper_size POOL NAME: bytes, as `rados --striper stat` has it.
+striper_size() {
+  retry_abort rados -p "$1" --striper stat "$2" | sed 's/.*, size //'
+}
+
+# striper_make POOL NAME OBJECT_SIZE STRIPE_UNIT STRIPE_COUNT [SIZE]: an
+# object of libradosstriper with any layout, made by hand (`rados` has no
+# option for the layout).  ceph: src/libradosstriper/RadosStriperImpl.cc
+striper_make() {
+  local first=$2.0000000000000000
+  rados -p "$1" create "$first"
+  rados -p "$1" setxattr "$first" striper.layout.object_size "$3"
+  rados -p "$1" setxattr "$first" striper.layout.stripe_unit "$4"
+  rados -p "$1" setxattr "$first" striper.layout.stripe_count "$5"
+  rados -p "$1" setxattr "$first" striper.size "${6:-0}"
+}
+
+# rbd without progress bars: rbd_export IMAGE-SPEC FILE
+rbd_export() {
+  rm -f "$2"
+  rbd export --no-progress "$1" "$2"
+}
+
+# A snapshot of an image, as another client takes it: rbd_snap IMAGE@SNAP
+rbd_snap() { rbd snap create --no-progress "$1"; }
 
 # ------------------------------------------------------------------ nbdkit
 
@@ -335,10 +390,22 @@ uri() {
   printf 'nbd+unix:///%s?socket=%s' "$out" "$socket"
 }
 
+# nbd_get EXPORT FILE: the whole export into a file.
+nbd_get() {
+  rm -f "$2"
+  nbdcopy -- "$(uri "$1")" "$2"
+}
+
+# nbd_put FILE EXPORT
+nbd_put() { nbdcopy -- "$1" "$(uri "$2")"; }
+
+# start_rados ARGUMENT...: the plugin on the cluster that was started last.
+start_rados() { start_nbdkit rados "conf=$ceph_conf" "$@"; }
+
 # requires_plugin: the plugin under test loads.
 requires_plugin() {
   requires_program nbdkit
   [ -x "$builddir/run" ] || die "$builddir/run is missing: run configure"
-  NBDKIT_VALGRIND= "${nbdkit[@]}" rados --version >/dev/null ||
+  NBDKIT_VALGRIND='' "${nbdkit[@]}" rados --version >/dev/null ||
     die "the plugin is not built, or does not load"
 }

@@ -176,6 +176,15 @@ expect_fail() {
   done
 }
 
+# prints REGEX COMMAND...: whether a line of the command's output matches
+# (extended).  Not a pipe to grep -q: that ends the command early, which
+# pipefail calls a failure.
+prints() {
+  local text
+  text=$("${@:2}")
+  grep -Eq -- "$1" <<<"$text"
+}
+
 # wait_until SECONDS COMMAND...: until the command succeeds.
 wait_until() {
   local end=$((SECONDS + $1))
@@ -255,8 +264,10 @@ le() {
 # them): the 112-byte header of struct rbd_obj_header_ondisk
 # (ceph: src/include/rbd_types.h).  Not registered in rbd_directory.
 make_format1_image() {
-  local pool=$1 name=$2 size=$3 order=$4 prefix=${5:-rb.0.$RANDOM.$RANDOM}
-  local file=$tmp/format1-header
+  local pool=$1 name=$2 size=$3 order=$4 prefix=${5-} file
+  # Not from $RANDOM, which is the same in all subshells.
+  [ -n "$prefix" ] || prefix=rb.0.$(od -An -N 6 -tx1 /dev/urandom | tr -d ' ')
+  file=$tmp/format1-header.$prefix
   [ "${#prefix}" -lt 24 ] || die "the prefix $prefix is too long"
   {
     printf '<<< Rados Block Device Image >>>\n' # char text[40]
@@ -275,6 +286,7 @@ make_format1_image() {
   } >"$file"
   assert_eq 112 "$(stat -c %s "$file")" "size of the header"
   rados -p "$pool" put "$name.rbd" "$file"
+  rm "$file"
 }
 
 # format1_prefix POOL NAME: the object prefix that the header holds.

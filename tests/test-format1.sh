@@ -65,13 +65,13 @@ for object_size in 4K 64K 4M 32M; do
   order=0
   while ((1 << order < bytes)); do order=$((order + 1)); done
   assert_match "order $order " "$info"
-  rbd ls rbd | grep -qx "$name" || die "rbd ls does not show $name"
+  prints "^$name$" rbd ls rbd || die "rbd ls does not show $name"
   compare_with_rbd "$name" "$tmp/data"
   # librbd can do with it what it does with its own.
   rbd resize --no-progress --size 6M "rbd/$name" 2>/dev/null
   qemu_write "$name" 5500000 4 9
   rbd rm --no-progress "rbd/$name" 2>/dev/null
-  ! rbd ls rbd | grep -qx "$name" || die "$name is still listed"
+  ! prints "^$name$" rbd ls rbd || die "$name is still listed"
 done
 assert_eq "" "$(rados -p rbd ls | grep '^made' || :)" "left of removed images"
 

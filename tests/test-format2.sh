@@ -1,0 +1,140 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: BSD-3-Clause
+#
+# RBD format 2, which is read-only.  The oracle is rbd (librbd): images of
+# several stripe units and counts, with a data pool, in a namespace, with
+# snapshots.  Images whose data is not all their own are refused by name.
+
+source "$(dirname "$0")/functions.sh"
+requires_program nbdcopy qemu-io nbdinfo jq
+requires_built "$nbd_expect" "$random_ops"
+requires_plugin
+start_ceph
+make_pool data
+
+size=9876543
+random_file "$tmp/data" $size 5
+# A hole of 2 MiB, which rbd import keeps.
+dd if=/dev/zero of="$tmp/data" bs=1M seek=5 count=2 conv=notrunc status=none
+
+# check SPEC FILE: the plugin's view is the file's, and it is read-only.
+check() {
+  nbd_get "$1" "$tmp/got"
+  assert_same_bytes "$2" "$tmp/got" "$1"
+  "$nbd_expect" "$(uri "$1")" flag read-only yes , flag multi-conn yes , \
+    size "$(stat -c %s "$2")" , description "[Ff]ormat 2" , \
+    write 0 512 1 EPERM , zero 0 512 EPERM , trim 0 512 EPERM , \
+    read end 1 EINVAL
+  # Unaligned reads, and block status against the contents.
+  "$random_ops" --ops 300 --batch 4 --connections 2 --adopt \
+    --max-length 1M --boundaries "${3:-4M}" "$(uri "$1")" >"$tmp/out"
+  grep -q ' status=[1-9]' "$tmp/out" || die "no block status was asked"
+}
+
+start_rados pool=rbd
+
+say "striping"
+# OBJECT_SIZE:STRIPE_UNIT:STRIPE_COUNT
+for layout in 4K:4K:1 64K:4K:3 64K:64K:16 1M:64K:5 4M:512:7 32M:1M:2 4M:4M:4; do
+  IFS=: read -r object_size unit count <<<"$layout"
+  rbd import --no-progress --object-size "$object_size" --stripe-unit "$unit" \
+    --stripe-count "$count" "$tmp/data" "rbd/i$layout"
+  check "i$layout" "$tmp/data" "$object_size,$unit"
+done
+prints striping rbd info rbd/i1M:64K:5 || die "the oracle did not stripe"
+"$nbd_expect" "$(uri "i1M:64K:5")" description "64|65536" , description "5"
+
+say "several data sizes"
+for bytes in 1 511 4194303 4194304 4194305; do
+  head -c $bytes "$tmp/data" >"$tmp/part"
+  rbd import --no-progress "$tmp/part" "rbd/size$bytes"
+  nbd_get "size$bytes" "$tmp/got"
+  assert_same_bytes "$tmp/part" "$tmp/got" "$bytes bytes"
+done
+
+say "a data pool"
+rbd import --no-progress --data-pool data "$tmp/data" rbd/indata
+[ -n "$(rados -p data ls | head -n 1)" ] || die "the oracle used no data pool"
+check indata "$tmp/data"
+
+say "a namespace"
+rbd namespace create rbd/ns
+# Another image of the same name outside of the namespace.
+head -c 4000000 "$tmp/data" >"$tmp/part"
+rbd import --no-progress "$tmp/part" rbd/same
+rbd import --no-progress "$tmp/data" rbd/ns/same
+rbd import --no-progress --data-pool data "$tmp/data" rbd/ns/indata
+check ns/same "$tmp/data"
+check ns/indata "$tmp/data"
+check same "$tmp/part"
+
+say "snapshots, while others write"
+rbd import --no-progress --object-size 64K --stripe-unit 4K --stripe-count 3 \
+  "$tmp/data" rbd/snaps
+cp "$tmp/data" "$tmp/now"
+rbd_snap rbd/snaps@s0
+for n in 1 2; do
+  qemu-io -f raw -c "write -P $n ${n}00k 300k" "rbd:rbd/snaps:conf=$ceph_conf" \
+    >/dev/null
+  head -c $((300 * 1024)) /dev/zero | tr '\0' "\\00$n" |
+    dd of="$tmp/now" bs=100K seek="$n" conv=notrunc status=none
+  cp "$tmp/now" "$tmp/now.$n"
+  rbd_snap "rbd/snaps@s$n"
+done
+rbd_export rbd/snaps@s1 "$tmp/exported"
+assert_same_bytes "$tmp/now.1" "$tmp/exported" "the model of s1"
+check snaps@s0 "$tmp/data" 4096,64K
+check snaps@s1 "$tmp/now.1" 4096,64K
+check snaps@s2 "$tmp/now.2" 4096,64K
+check snaps "$tmp/now" 4096,64K
+# What librbd writes is read at once by who has the image open, and the
+# snapshot stays as it is.
+"$nbd_expect" "$(uri snaps)" read 0 4096 ok , \
+  run "qemu-io -f raw -c 'write -P 77 0 4096' rbd:rbd/snaps:conf=$ceph_conf >/dev/null" , \
+  read-is 0 4096 77 , \
+  run "rbd snap create --no-progress rbd/snaps@s3" , \
+  run "qemu-io -f raw -c 'write -P 78 0 4096' rbd:rbd/snaps:conf=$ceph_conf >/dev/null" , \
+  read-is 0 4096 78
+"$nbd_expect" "$(uri snaps@s3)" read-is 0 4096 77
+# A snapshot of another size.
+rbd resize --no-progress --size 20M rbd/snaps
+"$nbd_expect" "$(uri snaps)" size 20M , read-is 10M 4096 0
+"$nbd_expect" "$(uri snaps@s3)" size $size
+
+say "all features that librbd has switched on by itself, and a flattened clone"
+rbd create --size 8M --image-feature \
+  layering,exclusive-lock,object-map,fast-diff,deep-flatten,journaling \
+  rbd/features
+"$nbd_expect" "$(uri features)" size 8M , read-is 0 8M 0 , \
+  description "journaling" , description "object-map"
+rbd clone --rbd-default-clone-format 2 rbd/snaps@s2 rbd/flat
+rbd flatten --no-progress rbd/flat
+check flat "$tmp/now.2" 64K
+
+say "refused: a parent, and a migration"
+rbd clone --rbd-default-clone-format 2 rbd/snaps@s2 rbd/child
+rbd snap protect rbd/snaps@s1
+rbd clone --rbd-default-clone-format 1 rbd/snaps@s1 rbd/child1
+rbd create --size 8M rbd/old
+rbd migration prepare rbd/old rbd/new
+for name in child child1; do
+  "$nbd_expect" "$(uri $name)" connect fail
+  expect_fail "$name&&parent" "${nbdkit[@]}" -f -U "$tmp/x.sock" rados \
+    "conf=$ceph_conf" pool=rbd image=$name
+done
+"$nbd_expect" "$(uri new)" connect fail
+expect_fail "new&&migrat" "${nbdkit[@]}" -f -U "$tmp/x.sock" rados \
+  "conf=$ceph_conf" pool=rbd image=new
+grep -Eiq "parent" "$nbdkit_log" || die "the log does not name the parent"
+grep -Eiq "migrat" "$nbdkit_log" || die "the log does not name the migration"
+# An unknown feature (bit 40) that the object class does not call incompatible
+# is read, as by librbd, and named.
+rbd create --size 8M rbd/future
+id=$(rbd info --format json rbd/future | jq -r .id)
+rados -p rbd getomapval "rbd_header.$id" features "$tmp/features" >/dev/null
+printf '\001' | dd of="$tmp/features" bs=1 seek=5 conv=notrunc status=none
+rados -p rbd setomapval "rbd_header.$id" features --input-file "$tmp/features"
+"$nbd_expect" "$(uri future)" description "40" , flag read-only yes
+# The server still serves the others.
+"$nbd_expect" "$(uri same)" size 4000000
+stop_nbdkit

@@ -234,7 +234,8 @@ make_pool() {
 }
 
 # pool_state POOL: names, times, sizes and contents of every object of a
-# pool, to show that nothing was written.
+# pool, to show that nothing was written.  A watch changes the time of the
+# object, too: "sed 's/mtime [^,]*//'" drops the times.
 pool_state() {
   local line namespace object
   # Not IFS=tab: the name of the default namespace is empty.

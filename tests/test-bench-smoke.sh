@@ -51,8 +51,8 @@ report = open(sys.argv[1], encoding="utf-8").read()
 results = json.load(open(sys.argv[2], encoding="utf-8"))
 problems = []
 
-sections = dict(re.findall(r"^### .* \(`([\w-]+)`\)\n(.*?)(?=^#|\Z)", report,
-                           re.MULTILINE | re.DOTALL))
+sections = dict(re.findall(r"^### [^\n]* \(`([\w-]+)`\)\n(.*?)(?=^#|\Z)",
+                           report, re.MULTILINE | re.DOTALL))
 for op in ("read", "write"):
     for size in ("4k-d1", "4k-d32", "4k-d32-c4", "256k", "4m"):
         name = f"{op}-{size}"
@@ -78,7 +78,7 @@ for op in ("read", "write"):
                     problems.append(f"{name}, {server}: {found[0]}")
 
 for what, servers in (
-        ("nbdcopy of the sparse image", ("plugin", "qemu-nbd", "rbd export")),
+        ("nbdcopy of the sparse image", ("plugin", "qemu-nbd")),
         ("nbdcopy of the full image", ("plugin", "qemu-nbd", "rbd export")),
         ("nbdinfo --map of the sparse image", ("plugin", "qemu-nbd"))):
     for server in servers:

@@ -66,6 +66,11 @@ StriperMetadata StriperMetadata::decode(
            std::to_string(out.stripe_unit) +
                " does not divide the object size " +
                std::to_string(out.object_size));
+  // So that a byte of an object set has a number in 63 bits.
+  if (out.stripe_count > size_max / out.object_size)
+    refuse(striper_attr_stripe_count,
+           std::to_string(out.stripe_count) + " objects of " +
+               std::to_string(out.object_size) + " bytes are above 2^63 - 1");
   out.size = decode_striper_size(size);
   return out;
 }

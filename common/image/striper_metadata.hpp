@@ -12,6 +12,10 @@
 //     striper.layout.stripe_count   32 bits
 //     striper.size                  bytes of the striped object, 64 bits
 //
+// libradosstriper itself reads layout values only up to 2^31 - 1 (EINVAL
+// above: strict_strtol) and crashes where stripe_unit does not divide
+// object_size.
+//
 // libradosstriper takes a shared lock of the `lock` class on object 0 for
 // each read and write, and an exclusive one to truncate and to remove.
 //
@@ -44,7 +48,8 @@ inline constexpr std::string_view striper_lock_tag = "Tag";
 struct StriperMetadata {
   std::uint64_t object_size = 0;   // bytes, [1, 2^32 - 1]
   std::uint64_t stripe_unit = 0;   // bytes, divides object_size
-  std::uint64_t stripe_count = 0;  // [1, 2^32 - 1]
+  // [1, 2^32 - 1], and object_size * stripe_count at most 2^63 - 1
+  std::uint64_t stripe_count = 0;
   std::uint64_t size = 0;          // of the striped object, bytes < 2^63
   bool operator==(const StriperMetadata&) const = default;
 

@@ -68,7 +68,8 @@ std::string address_text(Decoder in, unsigned family, std::uint32_t nonce) {
         inet_ntop(AF_INET6, raw.data(), host.data(), host.size()));
     out = "[" + std::string(host.data()) + "]";
   }
-  return out + ":" + std::to_string((high << 8) | low) + "/" + std::to_string(nonce);
+  return out + ":" + std::to_string((high << 8) | low) + "/" +
+         std::to_string(nonce);
 }
 
 std::string decode_address(Decoder& in) {

@@ -9,6 +9,16 @@
 // the name of a format 1 image with an empty value, and the header is empty
 // (ceph: src/librbd/internal.cc, tmap_set and list).
 //
+// The same object lists the format 2 images in its omap (keys name_NAME and
+// id_ID, set and read by the `rbd` object class: dir_add_image, dir_list).
+// Data and omap of an object are independent, so both lists live side by
+// side.  With Ceph 16 on BlueStore: TMAPUP creates a missing rbd_directory,
+// and leaves the omap of an existing one as it is; `rbd create`, `rename`
+// and `rm` of format 2 images leave the data as it is; `rbd ls` prints the
+// keys of the data, then the names of the omap; `rbd rm` of a format 1
+// image removes its key.  The rbd_directory of a namespace is not searched for
+// format 1 images: `rbd ls` does not print what its data lists.
+//
 // All functions are pure and thread-safe.
 
 #ifndef NBDRADOS_RBD_DIRECTORY_HPP

@@ -45,10 +45,11 @@ void verify(const Format1Header& header, int code) {
   if (header.object_prefix.find('\0') != std::string::npos)
     refuse(code, "object prefix " + quoted(header.object_prefix) +
                      " has a NUL byte in it");
-  if (header.order < format1_order_min || header.order > format1_order_max)
+  if (header.order < format1_order_open_min ||
+      header.order > format1_order_open_max)
     refuse(code, "order " + std::to_string(header.order) + " is not in [" +
-                     std::to_string(format1_order_min) + ", " +
-                     std::to_string(format1_order_max) + "]");
+                     std::to_string(format1_order_open_min) + ", " +
+                     std::to_string(format1_order_open_max) + "]");
   if (header.size > size_max)
     refuse(code, "image size " + std::to_string(header.size) +
                      " is above 2^63 - 1");

@@ -47,9 +47,14 @@ inline constexpr std::size_t format1_header_size = 112;
 /// The object prefix has room for this many characters (its field is 24
 /// bytes with the NUL at the end).
 inline constexpr std::size_t format1_prefix_max = 23;
-/// Object sizes, as powers of two.
+/// Object sizes of new images, as powers of two: what librbd creates.
 inline constexpr unsigned format1_order_min = 12;
 inline constexpr unsigned format1_order_max = 25;
+/// Object sizes of images that are opened: what the Linux kernel opens
+/// (drivers/block/rbd.c, rbd_dev_ondisk_valid).  librbd 16 does not check:
+/// it opens 0 to 31, crashes at 32 and takes 200 as 200 mod 64 (measured).
+inline constexpr unsigned format1_order_open_min = 9;
+inline constexpr unsigned format1_order_open_max = 31;
 
 struct Format1Snapshot {
   SnapId id = 0;
@@ -73,8 +78,9 @@ struct Format1Header {
 
 /// Decodes and verifies a header.  Throws Error(EIO) that names the field
 /// and its value for: wrong text, signature or version (001.00x is right);
-/// order outside of [format1_order_min, format1_order_max]; encryption or
-/// compression; a size above 2^63 - 1; more snapshots or names than there
+/// order outside of [format1_order_open_min, format1_order_open_max];
+/// encryption or compression; a size above 2^63 - 1; more snapshots or names
+/// than there
 /// are bytes; snapshot ids that are 0, not strictly descending or above
 /// snap_seq; names that are empty, doubled or without an end; an object
 /// prefix that is empty or without an end.

@@ -164,10 +164,11 @@ Format2Size decode_get_size(std::string_view bytes) {
   Decoder in(bytes, "get_size");
   Format2Size out;
   out.order = in.u8("order");
-  if (out.order < format2_order_min || out.order > format2_order_max)
+  if (out.order < format2_order_open_min ||
+      out.order > format2_order_open_max)
     in.fail("order", std::to_string(out.order) + " is not in [" +
-                         std::to_string(format2_order_min) + ", " +
-                         std::to_string(format2_order_max) + "]");
+                         std::to_string(format2_order_open_min) + ", " +
+                         std::to_string(format2_order_open_max) + "]");
   out.size = image_size(in, "image size");
   return out;
 }

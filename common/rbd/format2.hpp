@@ -42,8 +42,9 @@ inline constexpr std::string_view rbd_namespace_oid = "rbd_namespace";
 [[nodiscard]] std::string format2_id_oid(std::string_view image);
 /// "rbd_header.ID".
 [[nodiscard]] std::string format2_header_oid(std::string_view id);
-/// "PREFIX.%016x"; the prefix is the header's: "rbd_data.ID", or
-/// "rbd_data.POOL.ID" for an image with a data pool.
+/// "PREFIX.%016x"; the prefix is the header's: "rbd_data.ID", or, for an
+/// image with a data pool, "rbd_data.POOL.ID" with the id of the pool that
+/// the header is in.
 [[nodiscard]] inline std::string format2_data_oid(std::string_view prefix,
                                                   std::uint64_t object_no) {
   return numbered_oid(prefix, object_no, 16);
@@ -61,9 +62,10 @@ struct Format2Size {
   bool operator==(const Format2Size&) const = default;
 };
 
-/// Object sizes that decode_get_size accepts, as powers of two.
-inline constexpr unsigned format2_order_min = 12;
-inline constexpr unsigned format2_order_max = 25;
+/// Object sizes that decode_get_size accepts, as powers of two.  librbd
+/// creates 12 to 25; the object class takes any; see format1_order_open_min.
+inline constexpr unsigned format2_order_open_min = 9;
+inline constexpr unsigned format2_order_open_max = 31;
 
 struct Format2Features {
   std::uint64_t features = 0;
@@ -145,9 +147,9 @@ struct Format2Core {
 /// For get_features.  `read_only`: ask for what is incompatible for reading.
 [[nodiscard]] std::string encode_get_features(SnapId snap, bool read_only);
 /// For dir_list, namespace_list and metadata_list: at most `max_return`
-/// entries after `start` (exclusive; empty: from the first).  The OSD
-/// gives at most 1024 or so at once: ask again from the last until
-/// nothing comes.
+/// entries after `start` (exclusive; empty: from the first).  Fewer than
+/// `max_return` means that there are no more.  ENOENT: no such object, so
+/// there is nothing to list.
 [[nodiscard]] std::string encode_list(std::string_view start,
                                       std::uint64_t max_return);
 /// For dir_get_name.
@@ -169,7 +171,8 @@ struct Format2Core {
 /// Valid: ids not 0, strictly descending, none above seq.
 [[nodiscard]] SnapContext decode_get_snapcontext(std::string_view bytes);
 /// Stripe unit (bytes) and stripe count, neither 0.  That the unit divides
-/// the object size is for Layout to say.
+/// the object size is for Layout to say.  The method fails with ENOEXEC
+/// where the image has no feature_striping.
 [[nodiscard]] std::pair<std::uint64_t, std::uint64_t>
 decode_get_stripe_unit_count(std::string_view bytes);
 /// Nothing where the image has no data pool of its own (the reply is -1).
@@ -179,7 +182,8 @@ decode_get_stripe_unit_count(std::string_view bytes);
 [[nodiscard]] std::uint64_t decode_op_features_get(std::string_view bytes);
 
 /// The reply of get_parent (all Ceph releases): nothing without a parent,
-/// else the parent and the overlap in bytes.
+/// else the parent and the overlap in bytes.  The method fails with EXDEV
+/// where the parent is in a namespace, which its reply cannot say.
 [[nodiscard]] std::optional<std::pair<Format2Parent, std::uint64_t>>
 decode_get_parent(std::string_view bytes);
 /// The reply of parent_get (Ceph 14 and newer): nothing without a parent.
@@ -196,8 +200,8 @@ decode_get_parent(std::string_view bytes);
 /// way for older servers (snapshot_get: EOPNOTSUPP).
 [[nodiscard]] std::string decode_get_snapshot_name(std::string_view bytes);
 
-/// The reply of migration_get.  An image that is not migrating makes the
-/// method fail with EINVAL or ENOENT instead.
+/// The reply of migration_get.  The method fails with EINVAL where the
+/// image is not migrating.
 [[nodiscard]] Format2Migration decode_migration_get(std::string_view bytes);
 
 /// The reply of dir_list: image names and their ids.

@@ -59,9 +59,9 @@ struct OpenOptions {
 struct CreateOptions {
   FormatChoice format = FormatChoice::automatic;  // automatic: format 1
   std::uint64_t size = 0;                          // bytes
-  std::optional<std::uint64_t> object_size;        // bytes, default 4 MiB
-  std::optional<std::uint64_t> stripe_unit;        // bytes
-  std::optional<std::uint64_t> stripe_count;
+  std::optional<std::uint64_t> object_size = {};   // bytes, default 4 MiB
+  std::optional<std::uint64_t> stripe_unit = {};   // bytes
+  std::optional<std::uint64_t> stripe_count = {};
 };
 
 /// Checks all that can be checked without a cluster.  Throws Error(EINVAL)

@@ -77,13 +77,13 @@ struct ImageTraits {
 /// What can change while an image is open.
 struct View {
   std::uint64_t size = 0;     // bytes
-  SnapContext snapc;          // for writes
+  SnapContext snapc = {};     // for writes
   SnapId snap = snap_head;    // what is read
   /// The watch is broken: writes wait.
   bool hold_writes = false;
   /// Not 0: every request fails with this positive errno and `reason`.
   int failure = 0;
-  std::string reason;
+  std::string reason = {};
 };
 
 /// The metadata of one format.  Called by one thread at a time.
@@ -118,10 +118,10 @@ struct ImageOptions {
   /// size where that is smaller.
   std::uint64_t discard_granularity = 0;
   /// For blocking calls; shared with other images.
-  std::shared_ptr<WorkerPool> workers;
+  std::shared_ptr<WorkerPool> workers = {};
   /// Receives a line about an event that no request reports (a broken watch
   /// for instance).  Called by any thread.
-  std::function<void(const std::string&)> log;
+  std::function<void(const std::string&)> log = {};
 };
 
 /// An open image.  Every member may be called by any thread at any time,

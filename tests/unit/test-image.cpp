@@ -1,0 +1,1104 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// The request engine and the formats, on the stores in memory and with
+// faults.
+
+#include <cppunit/extensions/HelperMacros.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <chrono>
+#include <future>
+#include <memory>
+#include <random>
+#include <ranges>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "image/catalog.hpp"
+#include "image/image.hpp"
+#include "image/published.hpp"
+#include "image/striper_metadata.hpp"
+#include "image/worker_pool.hpp"
+#include "rados/error.hpp"
+#include "rados/fault_store.hpp"
+#include "rados/memory_store.hpp"
+#include "rbd/directory.hpp"
+#include "rbd/format1.hpp"
+
+namespace {
+
+using namespace nbdrados;
+using namespace std::chrono_literals;
+using Kind = FaultStore::Kind;
+
+/// A format whose metadata is what the test says.
+class TestFormat final : public ImageFormat {
+ public:
+  /// What the test and the image share.
+  struct State {
+    std::mutex mutex;
+    View view;                 // guarded by mutex
+    int load_error = 0;        // guarded by mutex
+    std::atomic<int> loads{0};
+    std::atomic<int> keep_alive_error{0};
+    std::atomic<int> keep_alives{0};
+    std::optional<std::chrono::milliseconds> interval;
+  };
+
+  TestFormat(ObjectStore& store, Layout layout, std::shared_ptr<State> state,
+             std::string header = "header", bool keep_first = false)
+      : store_(store),
+        state_(std::move(state)),
+        traits_{.name = "pool/image",
+                .format = "test format",
+                .layout = layout,
+                .object_prefix = "data",
+                .name_digits = 4,
+                .keep_first_object = keep_first,
+                .header_oid = std::move(header),
+                .details = "no features"} {}
+
+  const ImageTraits& traits() const override { return traits_; }
+  View load() override {
+    ++state_->loads;
+    const std::scoped_lock lock(state_->mutex);
+    if (state_->load_error != 0)
+      throw Error(state_->load_error, "the header says no");
+    return state_->view;
+  }
+  std::optional<std::chrono::milliseconds> keep_alive_interval()
+      const override {
+    return state_->interval;
+  }
+  void keep_alive() override {
+    ++state_->keep_alives;
+    if (const int e = state_->keep_alive_error)
+      throw Error(e, "the lock is lost");
+  }
+  ObjectStore& header_store() override { return store_; }
+  ObjectStore& data_store() override { return store_; }
+
+ private:
+  ObjectStore& store_;
+  std::shared_ptr<State> state_;
+  ImageTraits traits_;
+};
+
+/// A store with faults, a format and an image on them.
+struct Bench {
+  explicit Bench(Layout layout, std::uint64_t size,
+                 MemoryStore::Options options = {}, bool keep_first = false)
+      : memory(options), store(memory) {
+    memory.put("header", MemoryObject{});
+    state->view.size = size;
+    make(layout, keep_first);
+  }
+  void make(Layout layout, bool keep_first = false) {
+    ImageOptions how;
+    how.writable = true;
+    how.discard_granularity = granularity;
+    how.workers = workers;
+    how.log = [this](const std::string& line) {
+      const std::scoped_lock lock(log_mutex);
+      log.push_back(line);
+    };
+    image.reset();
+    image = std::make_unique<Image>(
+        std::make_unique<TestFormat>(store, layout, state, "header",
+                                     keep_first),
+        how);
+    store.clear_log();
+  }
+  ~Bench() {
+    image.reset();
+    CPPUNIT_ASSERT_EQUAL(std::size_t{0}, store.problems().size());
+  }
+  void set_view(const View& view) {
+    const std::scoped_lock lock(state->mutex);
+    state->view = view;
+  }
+  void write(const std::string& data, std::uint64_t offset) {
+    image->write(data.data(), data.size(), offset);
+  }
+  /// The snapshot context of the last write.
+  SnapContext last_context() {
+    for (const auto ops = store.log(); const auto& r : std::views::reverse(ops))
+      if (r.kind == Kind::write) return r.snapc;
+    return {};
+  }
+  std::string read(std::uint64_t length, std::uint64_t offset) {
+    std::string data(length, '?');
+    image->read(data.data(), length, offset);
+    return data;
+  }
+
+  MemoryStore memory;
+  FaultStore store;
+  std::shared_ptr<TestFormat::State> state =
+      std::make_shared<TestFormat::State>();
+  std::shared_ptr<WorkerPool> workers = std::make_shared<WorkerPool>(4);
+  std::uint64_t granularity = 0;
+  std::mutex log_mutex;
+  std::vector<std::string> log;
+  std::unique_ptr<Image> image;
+};
+
+template <class F>
+int error_of(F&& f) {
+  try {
+    f();
+  } catch (const Error& e) {
+    return e.code();
+  }
+  return 0;
+}
+
+template <class F>
+std::string message_of(F&& f) {
+  try {
+    f();
+  } catch (const Error& e) {
+    return e.what();
+  }
+  return "no error";
+}
+
+bool eventually(const std::function<bool()>& condition) {
+  for (int i = 0; i < 2000; ++i) {
+    if (condition()) return true;
+    std::this_thread::sleep_for(5ms);
+  }
+  return false;
+}
+
+constexpr std::uint64_t K = 1024;
+
+class TestRequests : public CppUnit::TestFixture {
+  CPPUNIT_TEST_SUITE(TestRequests);
+  CPPUNIT_TEST(random_operations);
+  CPPUNIT_TEST(small_request_is_one_operation);
+  CPPUNIT_TEST(beyond_the_end);
+  CPPUNIT_TEST(read_only);
+  CPPUNIT_TEST(short_reads_are_zeros);
+  CPPUNIT_TEST(waits_for_all_objects);
+  CPPUNIT_TEST(first_error_of_several);
+  CPPUNIT_TEST(other_errors_are_not_zeros);
+  CPPUNIT_TEST(zero_removes_whole_objects);
+  CPPUNIT_TEST(zero_keeps_first_object);
+  CPPUNIT_TEST(zero_spares_what_is_behind_the_end);
+  CPPUNIT_TEST(zero_that_allocates);
+  CPPUNIT_TEST(trim_rounds_inwards);
+  CPPUNIT_TEST(huge_zero_is_bounded);
+  CPPUNIT_TEST(absurd_layouts);
+  CPPUNIT_TEST_SUITE_END();
+
+ public:
+  void random_operations() {
+    const struct {
+      std::uint64_t os, su, sc, size;
+    } cases[] = {{64 * K, 64 * K, 1, 1000 * K + 123},
+                 {64 * K, 8 * K, 3, 777 * K + 1},
+                 {16 * K, 4 * K, 7, 999 * K},
+                 {5000, 1000, 4, 200003},
+                 {4 * K, 512, 5, 128 * K}};
+    std::mt19937_64 random(4711);
+    for (const auto& c : cases) {
+      Bench b(Layout(c.os, c.su, c.sc), c.size);
+      std::string model(c.size, '\0');
+      for (int i = 0; i < 1500; ++i) {
+        const std::uint64_t offset = random() % c.size;
+        const std::uint64_t length =
+            1 + random() % std::min<std::uint64_t>(
+                               c.size - offset,
+                               random() % 4 == 0 ? 3 * c.os * c.sc : c.os);
+        switch (random() % 6) {
+          case 0:
+          case 1: {
+            std::string data(length, '\0');
+            for (char& ch : data) ch = static_cast<char>(random() | 1);
+            b.write(data, offset);
+            model.replace(offset, length, data);
+            break;
+          }
+          case 2:
+            b.image->zero(length, offset,
+                          random() % 2 ? Image::Zero::free
+                                       : Image::Zero::allocate);
+            model.replace(offset, length, std::string(length, '\0'));
+            break;
+          case 3: {
+            b.image->trim(length, offset);
+            // Either old or zero, but nothing outside of the range.
+            const std::string now = b.read(length, offset);
+            for (std::uint64_t j = 0; j < length; ++j)
+              CPPUNIT_ASSERT(now[j] == 0 || now[j] == model[offset + j]);
+            model.replace(offset, length, now);
+            break;
+          }
+          case 4:
+            check_extents(b, model, offset, length, random() % 2 == 0);
+            break;
+          default:
+            CPPUNIT_ASSERT(b.read(length, offset) ==
+                           model.substr(offset, length));
+        }
+      }
+      CPPUNIT_ASSERT(b.read(c.size, 0) == model);
+      check_extents(b, model, 0, c.size, false);
+    }
+  }
+
+  static void check_extents(Bench& b, const std::string& model,
+                            std::uint64_t offset, std::uint64_t length,
+                            bool one) {
+    const auto list = b.image->extents(length, offset, one);
+    CPPUNIT_ASSERT(!list.empty());
+    CPPUNIT_ASSERT(!one || list.size() == 1);
+    std::uint64_t at = offset;
+    for (std::size_t i = 0; i < list.size(); ++i) {
+      CPPUNIT_ASSERT_EQUAL(at, list[i].offset);
+      CPPUNIT_ASSERT(list[i].length > 0);
+      CPPUNIT_ASSERT(i == 0 || list[i].data != list[i - 1].data);
+      if (!list[i].data)
+        for (std::uint64_t j = 0; j < list[i].length; ++j)
+          CPPUNIT_ASSERT_EQUAL('\0', model[at + j]);
+      at += list[i].length;
+    }
+    CPPUNIT_ASSERT(at <= offset + length);
+    if (!one) CPPUNIT_ASSERT_EQUAL(offset + length, at);
+  }
+
+  void small_request_is_one_operation() {
+    Bench b(Layout(4096 * K, 4096 * K, 1), 1 << 30);
+    b.write(std::string(4096, 'x'), 4096 * K - 4096);
+    CPPUNIT_ASSERT_EQUAL(std::size_t{1}, b.store.log().size());
+    CPPUNIT_ASSERT_EQUAL(std::string("data.0000"), b.store.log()[0].oid);
+    b.store.clear_log();
+    CPPUNIT_ASSERT(b.read(4096, 4096 * K - 4096) == std::string(4096, 'x'));
+    CPPUNIT_ASSERT_EQUAL(std::size_t{1}, b.store.log().size());
+  }
+
+  void beyond_the_end() {
+    Bench b(Layout(64 * K, 64 * K, 1), 100 * K);
+    char c = 'x';
+    CPPUNIT_ASSERT_EQUAL(EINVAL,
+                         error_of([&] { b.image->read(&c, 1, 100 * K); }));
+    CPPUNIT_ASSERT_EQUAL(EINVAL,
+                         error_of([&] { b.image->write(&c, 1, 100 * K); }));
+    CPPUNIT_ASSERT_EQUAL(
+        EINVAL, error_of([&] { b.write(std::string(2, 'x'), 100 * K - 1); }));
+    CPPUNIT_ASSERT_EQUAL(EINVAL, error_of([&] {
+                           b.image->zero(~std::uint64_t{0}, 5,
+                                         Image::Zero::free);
+                         }));
+    CPPUNIT_ASSERT_EQUAL(
+        EINVAL, error_of([&] { b.image->trim(64 * K, 64 * K); }));
+    CPPUNIT_ASSERT_EQUAL(
+        EINVAL, error_of([&] { (void)b.image->extents(2, 100 * K, false); }));
+    CPPUNIT_ASSERT_EQUAL(std::size_t{0}, b.store.log().size());
+  }
+
+  void read_only() {
+    MemoryStore memory;
+    memory.put("header", MemoryObject{});
+    const auto state = std::make_shared<TestFormat::State>();
+    state->view.size = 64 * K;
+    ImageOptions how;
+    how.workers = std::make_shared<WorkerPool>(1);
+    Image image(std::make_unique<TestFormat>(memory, Layout(4 * K, 4 * K, 1),
+                                             state),
+                how);
+    char c = 'x';
+    CPPUNIT_ASSERT_EQUAL(EROFS, error_of([&] { image.write(&c, 1, 0); }));
+    CPPUNIT_ASSERT_EQUAL(
+        EROFS, error_of([&] { image.zero(1, 0, Image::Zero::free); }));
+    CPPUNIT_ASSERT_EQUAL(EROFS, error_of([&] { image.trim(64 * K, 0); }));
+    CPPUNIT_ASSERT(!memory.find("data.0000"));
+  }
+
+  void short_reads_are_zeros() {
+    Bench b(Layout(4 * K, K, 2), 64 * K);
+    b.write(std::string(8 * K, 'a'), 0);
+    b.store.inject({.kind = Kind::read, .oid = "data.0001", .short_read = 1500});
+    // Object 1 holds the odd units; its first 1500 bytes are unit 1 and a
+    // part of unit 3.
+    std::string expected(8 * K, 'a');
+    std::fill(expected.begin() + 3 * K + 476, expected.begin() + 4 * K, '\0');
+    std::fill(expected.begin() + 5 * K, expected.begin() + 6 * K, '\0');
+    std::fill(expected.begin() + 7 * K, expected.begin() + 8 * K, '\0');
+    CPPUNIT_ASSERT(b.read(8 * K, 0) == expected);
+    CPPUNIT_ASSERT(b.read(4 * K, 60 * K) == std::string(4 * K, '\0'));
+  }
+
+  void waits_for_all_objects() {
+    Bench b(Layout(4 * K, 4 * K, 1), 64 * K);
+    b.store.inject({.kind = Kind::write, .oid = "data.0001", .held = true});
+    b.store.inject({.kind = Kind::write, .oid = "data.0000", .error = EIO});
+    const std::string data(16 * K, 'a');
+    auto request = std::async(std::launch::async, [&] {
+      return error_of([&] { b.write(data, 0); });
+    });
+    CPPUNIT_ASSERT(b.store.wait_until_held(1));
+    // All objects are in flight, one has failed, and still it waits.
+    const bool all =
+        eventually([&] { return b.store.count(Kind::write) == 4; });
+    if (!all) b.store.release();
+    CPPUNIT_ASSERT(all);
+    CPPUNIT_ASSERT(request.wait_for(50ms) == std::future_status::timeout);
+    b.store.release();
+    CPPUNIT_ASSERT_EQUAL(EIO, request.get());
+    CPPUNIT_ASSERT(b.memory.find("data.0003")->data.bytes() ==
+                   std::string(4 * K, 'a'));
+
+    b.store.inject({.kind = Kind::read, .oid = "data.0002", .held = true});
+    std::string back(16 * K, '?');
+    auto reading = std::async(std::launch::async,
+                              [&] { b.image->read(back.data(), 16 * K, 0); });
+    CPPUNIT_ASSERT(b.store.wait_until_held(1));
+    CPPUNIT_ASSERT(reading.wait_for(50ms) == std::future_status::timeout);
+    b.store.release();
+    reading.get();
+    CPPUNIT_ASSERT(back.substr(4 * K) == data.substr(4 * K));
+  }
+
+  void first_error_of_several() {
+    Bench b(Layout(4 * K, K, 3), 96 * K);
+    b.store.inject({.kind = Kind::write, .oid = "data.0002", .error = EPERM});
+    b.store.inject({.kind = Kind::write, .oid = "data.0001", .error = ENOSPC});
+    const std::string text =
+        message_of([&] { b.write(std::string(24 * K, 'x'), 0); });
+    CPPUNIT_ASSERT(text.find("data.0001") != std::string::npos);
+    CPPUNIT_ASSERT(text.find("pool/image") != std::string::npos);
+    CPPUNIT_ASSERT_EQUAL(std::size_t{6}, b.store.count(Kind::write));
+    // The same request again works.
+    b.write(std::string(24 * K, 'y'), 0);
+    CPPUNIT_ASSERT(b.read(24 * K, 0) == std::string(24 * K, 'y'));
+  }
+
+  void other_errors_are_not_zeros() {
+    Bench b(Layout(4 * K, 4 * K, 1), 64 * K);
+    for (const int code : {EIO, ESHUTDOWN, ETIMEDOUT, EPERM}) {
+      b.store.inject({.kind = Kind::read, .oid = "data.0001", .error = code});
+      CPPUNIT_ASSERT_EQUAL(code, error_of([&] { (void)b.read(16 * K, 0); }));
+      b.store.inject({.kind = Kind::stat, .oid = "data.0001", .error = code});
+      CPPUNIT_ASSERT_EQUAL(
+          code, error_of([&] { (void)b.image->extents(64 * K, 0, false); }));
+    }
+    b.write("x", 0);
+    b.store.inject({.kind = Kind::map_extents, .error = EIO});
+    CPPUNIT_ASSERT_EQUAL(
+        EIO, error_of([&] { (void)b.image->extents(64 * K, 0, false); }));
+    CPPUNIT_ASSERT_EQUAL(std::size_t{2},
+                         b.image->extents(64 * K, 0, false).size());
+  }
+
+  void zero_removes_whole_objects() {
+    Bench b(Layout(8 * K, 8 * K, 1), 64 * K);
+    b.write(std::string(64 * K, 'x'), 0);
+    b.store.clear_log();
+    b.image->zero(20 * K, 6 * K, Image::Zero::free);
+    using Step = WriteOp::Kind;
+    const std::vector<Step> expected[] = {
+        {Step::truncate}, {Step::remove}, {Step::remove}, {Step::zero}};
+    const auto log = b.store.log();
+    CPPUNIT_ASSERT_EQUAL(std::size_t{4}, log.size());
+    for (std::size_t i = 0; i < 4; ++i)
+      CPPUNIT_ASSERT(log[i].steps == expected[i]);
+    std::string model(64 * K, 'x');
+    std::fill(model.begin() + 6 * K, model.begin() + 26 * K, '\0');
+    CPPUNIT_ASSERT(b.read(64 * K, 0) == model);
+    CPPUNIT_ASSERT(!b.memory.find("data.0001"));
+    // What is not there any more can be zeroed again.
+    b.image->zero(64 * K, 0, Image::Zero::free);
+    b.image->zero(64 * K, 0, Image::Zero::free);
+  }
+
+  void zero_keeps_first_object() {
+    Bench b(Layout(8 * K, 8 * K, 1), 32 * K, {}, true);
+    MemoryObject first;
+    first.xattrs["striper.size"] = "32768";
+    b.memory.put("data.0000", first);
+    b.write(std::string(32 * K, 'x'), 0);
+    b.image->zero(32 * K, 0, Image::Zero::free);
+    const auto left = b.memory.find("data.0000");
+    CPPUNIT_ASSERT(left);
+    CPPUNIT_ASSERT_EQUAL(std::uint64_t{0}, left->data.size());
+    CPPUNIT_ASSERT_EQUAL(std::string("32768"),
+                         left->xattrs.at("striper.size"));
+    CPPUNIT_ASSERT(!b.memory.find("data.0001"));
+    b.image->trim(32 * K, 0);
+    CPPUNIT_ASSERT(b.memory.find("data.0000"));
+  }
+
+  void zero_spares_what_is_behind_the_end() {
+    // Somebody else has grown the image and written behind our end.
+    Bench b(Layout(8 * K, 8 * K, 1), 12 * K);
+    MemoryObject other;
+    other.data.write(5 * K, "data of the grown image");
+    b.memory.put("data.0001", other);
+    b.image->zero(12 * K, 0, Image::Zero::free);
+    b.image->trim(12 * K, 0);
+    char buffer[4] = {};
+    CPPUNIT_ASSERT_EQUAL(std::uint64_t{4},
+                         b.memory.find("data.0001")->data.read(5 * K, buffer,
+                                                               4));
+    CPPUNIT_ASSERT_EQUAL(std::string("data"), std::string(buffer, 4));
+  }
+
+  void zero_that_allocates() {
+    Bench b(Layout(64 * K, 64 * K, 1), 256 * K);
+    b.write(std::string(1000, 'x'), 0);
+    b.store.clear_log();
+    b.image->zero(100 * K + 77, 50, Image::Zero::allocate);
+    for (const auto& r : b.store.log())
+      for (const auto s : r.steps)
+        CPPUNIT_ASSERT(s == WriteOp::Kind::write_same ||
+                       s == WriteOp::Kind::write ||
+                       s == WriteOp::Kind::alloc_hint);
+    CPPUNIT_ASSERT(b.read(50, 0) == std::string(50, 'x'));
+    CPPUNIT_ASSERT(b.read(100 * K, 50) == std::string(100 * K, '\0'));
+    const auto list = b.image->extents(256 * K, 0, false);
+    CPPUNIT_ASSERT(list[0].data);
+    CPPUNIT_ASSERT_EQUAL(100 * K + 77 + 50, list[0].length);
+  }
+
+  void trim_rounds_inwards() {
+    Bench b(Layout(64 * K, 64 * K, 1), 200 * K + 100);
+    b.granularity = 16 * K;
+    b.make(Layout(64 * K, 64 * K, 1));
+    std::string model(200 * K + 100, 'x');
+    b.write(model, 0);
+    const auto trim = [&](std::uint64_t length, std::uint64_t offset,
+                          std::uint64_t from, std::uint64_t to) {
+      b.image->trim(length, offset);
+      std::fill(model.begin() + static_cast<long>(from),
+                model.begin() + static_cast<long>(to), '\0');
+      CPPUNIT_ASSERT(b.read(model.size(), 0) == model);
+    };
+    trim(16 * K - 1, 1, 0, 0);
+    trim(16 * K, 1, 0, 0);
+    trim(32 * K, 1, 16 * K, 32 * K);
+    trim(16 * K, 48 * K, 48 * K, 64 * K);
+    trim(20 * K + 100, 180 * K, 192 * K, 200 * K + 100);  // up to the end
+    CPPUNIT_ASSERT_EQUAL(std::uint64_t{64 * K},
+                         Bench(Layout(128 * K, 128 * K, 1), 128 * K)
+                             .image->discard_granularity());
+    CPPUNIT_ASSERT_EQUAL(std::uint64_t{4 * K},
+                         Bench(Layout(4 * K, 4 * K, 1), 128 * K)
+                             .image->discard_granularity());
+  }
+
+  void huge_zero_is_bounded() {
+    // 4 GiB - 1 of 4 KiB objects: a million removals, but not at once.
+    Bench b(Layout(4 * K, 4 * K, 1), std::uint64_t{1} << 40);
+    b.write("x", 123456);
+    b.store.clear_log();
+    b.image->zero(64 << 20, 0, Image::Zero::free);
+    CPPUNIT_ASSERT_EQUAL(std::size_t{16384}, b.store.count(Kind::write));
+    CPPUNIT_ASSERT(b.store.most_in_flight() <= 1024);
+    CPPUNIT_ASSERT(!b.memory.find("data.001e"));
+  }
+
+  void absurd_layouts() {
+    {
+      Bench b(Layout(1 << 20, 1, 3), 100000);
+      b.write(std::string(5000, 'q'), 333);
+      CPPUNIT_ASSERT(b.read(5000, 333) == std::string(5000, 'q'));
+      CPPUNIT_ASSERT(b.read(333, 0) == std::string(333, '\0'));
+      b.image->zero(5000, 333, Image::Zero::free);
+      CPPUNIT_ASSERT(b.read(5400, 0) == std::string(5400, '\0'));
+    }
+    {
+      Bench b(Layout(64 * K, 64 * K, 4294967295), std::uint64_t{1} << 62);
+      const std::uint64_t far = (std::uint64_t{1} << 62) - 70000;
+      b.write(std::string(70000, 'q'), far);
+      CPPUNIT_ASSERT(b.read(70000, far) == std::string(70000, 'q'));
+      const auto list = b.image->extents(70000, far, false);
+      CPPUNIT_ASSERT_EQUAL(std::size_t{1}, list.size());
+      CPPUNIT_ASSERT(list[0].data);
+    }
+  }
+};
+
+class TestExtents : public CppUnit::TestFixture {
+  CPPUNIT_TEST_SUITE(TestExtents);
+  CPPUNIT_TEST(exact_below_the_object);
+  CPPUNIT_TEST(one_extent_is_cheap);
+  CPPUNIT_TEST(pool_that_cannot_map);
+  CPPUNIT_TEST(empty_image_in_one_call);
+  CPPUNIT_TEST(object_that_vanishes);
+  CPPUNIT_TEST_SUITE_END();
+
+ public:
+  void exact_below_the_object() {
+    Bench b(Layout(64 * K, 64 * K, 1), 1 << 20);
+    b.write("x", 5 * K);
+    b.write("x", 200 * K);
+    const std::vector<Extent> expected = {
+        {0, 4 * K, false},           // nothing
+        {4 * K, K + 1, true},        // up to the object's end, 5 K + 1
+        {5 * K + 1, 195 * K - 1, false},
+        {200 * K, 1, true},
+        {200 * K + 1, (1 << 20) - 200 * K - 1, false}};
+    CPPUNIT_ASSERT(b.image->extents(1 << 20, 0, false) == expected);
+  }
+
+  void one_extent_is_cheap() {
+    Bench b(Layout(64 * K, 64 * K, 1), 1 << 30);
+    b.write(std::string(64 * K, 'x'), 0);
+    b.store.clear_log();
+    const auto list = b.image->extents((1 << 30) - 10, 10, true);
+    CPPUNIT_ASSERT_EQUAL(std::size_t{1}, list.size());
+    CPPUNIT_ASSERT(list[0] == (Extent{10, 64 * K - 10, true}));
+    CPPUNIT_ASSERT(b.store.log().size() < 20);
+  }
+
+  void pool_that_cannot_map() {
+    MemoryStore::Options options;
+    options.can_map = false;
+    Bench b(Layout(64 * K, 64 * K, 1), 1 << 20, options);
+    b.write("x", 70 * K);
+    b.write("x", 10 * K);
+    const std::vector<Extent> expected = {
+        {0, 10 * K + 1, true},
+        {10 * K + 1, 54 * K - 1, false},
+        {64 * K, 6 * K + 1, true},
+        {70 * K + 1, (1 << 20) - 70 * K - 1, false}};
+    CPPUNIT_ASSERT(b.image->extents(1 << 20, 0, false) == expected);
+    CPPUNIT_ASSERT(b.image->extents(K, 0, false) ==
+                   (std::vector<Extent>{{0, K, true}}));
+    CPPUNIT_ASSERT(b.image->extents(K, 20 * K, false) ==
+                   (std::vector<Extent>{{20 * K, K, false}}));
+  }
+
+  void empty_image_in_one_call() {
+    Bench b(Layout(4096 * K, 4096 * K, 1), std::uint64_t{1} << 40);
+    const auto list = b.image->extents(0xffffffff, 0, false);
+    CPPUNIT_ASSERT_EQUAL(std::size_t{1}, list.size());
+    CPPUNIT_ASSERT(!list[0].data);
+    CPPUNIT_ASSERT_EQUAL(std::uint64_t{0xffffffff}, list[0].length);
+  }
+
+  void object_that_vanishes() {
+    // Between asking for its size and mapping it.
+    Bench b(Layout(64 * K, 64 * K, 1), 256 * K);
+    b.write("x", 0);
+    b.store.inject({.kind = Kind::map_extents, .error = ENOENT});
+    CPPUNIT_ASSERT(b.image->extents(256 * K, 0, false) ==
+                   (std::vector<Extent>{{0, 256 * K, false}}));
+  }
+};
+
+class TestMetadata : public CppUnit::TestFixture {
+  CPPUNIT_TEST_SUITE(TestMetadata);
+  CPPUNIT_TEST(writes_carry_the_snapshot_context);
+  CPPUNIT_TEST(notify_waits_for_old_writes);
+  CPPUNIT_TEST(shrunk_image);
+  CPPUNIT_TEST(broken_watch_holds_writes);
+  CPPUNIT_TEST(deleted_image);
+  CPPUNIT_TEST(blocklisted_client);
+  CPPUNIT_TEST(noise_in_the_header);
+  CPPUNIT_TEST(a_timeout_is_no_verdict);
+  CPPUNIT_TEST(unread_notification_holds_writes);
+  CPPUNIT_TEST(deleted_snapshot_is_not_zeros);
+  CPPUNIT_TEST(lost_lock);
+  CPPUNIT_TEST(published_value_under_load);
+  CPPUNIT_TEST_SUITE_END();
+
+ public:
+  void writes_carry_the_snapshot_context() {
+    Bench b(Layout(4 * K, 4 * K, 1), 64 * K);
+    b.write("old", 0);
+    View view = {.size = 64 * K, .snapc = {7, {7}}};
+    b.set_view(view);
+    CPPUNIT_ASSERT_EQUAL(0, b.store.notify("header", "", 10s));
+    b.write("new", 0);
+    CPPUNIT_ASSERT(b.last_context() == (SnapContext{7, {7}}));
+    CPPUNIT_ASSERT_EQUAL(std::string("old"),
+                         b.memory.find("data.0000", 7)->data.bytes());
+    CPPUNIT_ASSERT_EQUAL(std::string("new"), b.read(3, 0));
+    b.image->zero(64 * K, 0, Image::Zero::free);
+    CPPUNIT_ASSERT(b.last_context() == (SnapContext{7, {7}}));
+    CPPUNIT_ASSERT_EQUAL(std::string("old"),
+                         b.memory.find("data.0000", 7)->data.bytes());
+  }
+
+  void notify_waits_for_old_writes() {
+    Bench b(Layout(4 * K, 4 * K, 1), 64 * K);
+    b.store.inject({.kind = Kind::write, .held = true});
+    auto old_write =
+        std::async(std::launch::async, [&] { b.write("old", 0); });
+    CPPUNIT_ASSERT(b.store.wait_until_held(1));
+    b.set_view({.size = 64 * K, .snapc = {7, {7}}});
+    auto notify = std::async(std::launch::async,
+                             [&] { return b.store.notify("header", "", 20s); });
+    // The new context is in use while the notifier still waits.
+    CPPUNIT_ASSERT(eventually([&] {
+      b.write("new", 4 * K);
+      return b.last_context().seq == 7;
+    }));
+    CPPUNIT_ASSERT(notify.wait_for(50ms) == std::future_status::timeout);
+    b.store.release();
+    CPPUNIT_ASSERT_EQUAL(0, notify.get());
+    old_write.get();
+  }
+
+  void shrunk_image() {
+    Bench b(Layout(4 * K, 4 * K, 1), 64 * K);
+    b.write("x", 63 * K);
+    b.set_view({.size = 32 * K});
+    CPPUNIT_ASSERT_EQUAL(0, b.store.notify("header", "", 10s));
+    CPPUNIT_ASSERT_EQUAL(EINVAL, error_of([&] { b.write("x", 32 * K); }));
+    CPPUNIT_ASSERT_EQUAL(EINVAL, error_of([&] { (void)b.read(1, 63 * K); }));
+    CPPUNIT_ASSERT_EQUAL(std::uint64_t{32 * K}, b.image->size());
+    b.write("x", 32 * K - 1);
+  }
+
+  void broken_watch_holds_writes() {
+    Bench b(Layout(4 * K, 4 * K, 1), 64 * K);
+    b.store.inject({.kind = Kind::watch, .times = 2, .error = ETIMEDOUT});
+    b.set_view({.size = 64 * K, .snapc = {9, {9}}});
+    b.store.clear_log();
+    b.store.lose_watches("header", ENOTCONN);
+    auto write = std::async(std::launch::async, [&] {
+      // Until the loss has been noticed a write may still pass.
+      do b.write("x", 0);
+      while (b.last_context().seq != 9);
+    });
+    // Reads go on.
+    (void)b.read(1, 0);
+    write.get();
+    CPPUNIT_ASSERT(b.store.hits() >= 2);
+    CPPUNIT_ASSERT_EQUAL(std::size_t{1}, b.memory.watchers("header"));
+    // No write was between the loss and the new watch with the old context:
+    // once the new context was seen, the old one never came back.
+    bool seen = false;
+    for (const auto& r : b.store.log()) {
+      if (r.kind != Kind::write) continue;
+      if (r.snapc.seq == 9) seen = true;
+      CPPUNIT_ASSERT(!seen || r.snapc.seq == 9);
+    }
+    // And notifications work again.
+    b.set_view({.size = 64 * K, .snapc = {11, {11, 9}}});
+    CPPUNIT_ASSERT_EQUAL(0, b.store.notify("header", "", 10s));
+    b.write("y", 0);
+    CPPUNIT_ASSERT_EQUAL(SnapId{11}, b.last_context().seq);
+  }
+
+  void deleted_image() {
+    Bench b(Layout(4 * K, 4 * K, 1), 64 * K);
+    {
+      const std::scoped_lock lock(b.state->mutex);
+      b.state->load_error = ENOENT;
+    }
+    b.memory.put("header", std::nullopt);
+    b.store.lose_watches("header", ENOTCONN);
+    CPPUNIT_ASSERT(eventually(
+        [&] { return error_of([&] { b.write("x", 0); }) == EIO; }));
+    CPPUNIT_ASSERT_EQUAL(EIO, error_of([&] { (void)b.read(1, 0); }));
+    CPPUNIT_ASSERT(message_of([&] { (void)b.read(1, 0); }).find("deleted") !=
+                   std::string::npos);
+  }
+
+  void blocklisted_client() {
+    Bench b(Layout(4 * K, 4 * K, 1), 64 * K);
+    b.store.inject(
+        {.kind = Kind::watch, .times = FaultStore::always, .error = ESHUTDOWN});
+    b.store.lose_watches("header", ENOTCONN);
+    CPPUNIT_ASSERT(eventually(
+        [&] { return error_of([&] { b.write("x", 0); }) == ESHUTDOWN; }));
+    CPPUNIT_ASSERT(
+        message_of([&] { (void)b.read(1, 0); }).find("blocklist") !=
+        std::string::npos);
+  }
+
+  void noise_in_the_header() {
+    Bench b(Layout(4 * K, 4 * K, 1), 64 * K);
+    set_load_error(b, EIO);
+    CPPUNIT_ASSERT_EQUAL(0, b.store.notify("header", "", 10s));
+    CPPUNIT_ASSERT_EQUAL(EIO, error_of([&] { b.write("x", 0); }));
+    CPPUNIT_ASSERT_EQUAL(EIO, error_of([&] { (void)b.read(1, 0); }));
+    CPPUNIT_ASSERT_EQUAL(EIO, error_of([&] { b.image->refresh(); }));
+    // Somebody repairs it.
+    set_load_error(b, 0);
+    b.image->refresh();
+    b.write("x", 0);
+  }
+
+  void a_timeout_is_no_verdict() {
+    Bench b(Layout(4 * K, 4 * K, 1), 64 * K);
+    set_load_error(b, ETIMEDOUT);
+    CPPUNIT_ASSERT_EQUAL(ETIMEDOUT, error_of([&] { b.image->refresh(); }));
+    b.write("x", 0);
+    CPPUNIT_ASSERT_EQUAL(std::string("x"), b.read(1, 0));
+  }
+
+  void unread_notification_holds_writes() {
+    Bench b(Layout(4 * K, 4 * K, 1), 64 * K);
+    set_load_error(b, ETIMEDOUT);
+    auto notify = std::async(std::launch::async, [&] {
+      return b.store.notify("header", "", 20s);
+    });
+    CPPUNIT_ASSERT(eventually([&] { return b.state->loads >= 2; }));
+    std::this_thread::sleep_for(50ms);
+    auto write = std::async(std::launch::async, [&] { b.write("x", 0); });
+    CPPUNIT_ASSERT(write.wait_for(100ms) == std::future_status::timeout);
+    CPPUNIT_ASSERT_EQUAL(std::size_t{0}, b.store.count(Kind::write));
+    b.set_view({.size = 64 * K, .snapc = {5, {5}}});
+    set_load_error(b, 0);
+    write.get();
+    CPPUNIT_ASSERT_EQUAL(SnapId{5}, b.last_context().seq);
+    (void)notify.get();
+  }
+
+  void deleted_snapshot_is_not_zeros() {
+    Bench b(Layout(4 * K, 4 * K, 1), 64 * K);
+    b.set_view({.size = 64 * K, .snapc = {5, {5}}});
+    b.image->refresh();
+    b.write("x", 0);
+    b.set_view({.size = 64 * K, .snapc = {5, {5}}, .snap = 5});
+    b.image->refresh();
+    // Absent, and the snapshot exists: zeros.
+    CPPUNIT_ASSERT_EQUAL(std::string(1, '\0'), b.read(1, 0));
+    CPPUNIT_ASSERT_EQUAL(std::string(1, '\0'), b.read(1, 40 * K));
+    // Absent because the snapshot is gone, and nobody has told us.
+    set_load_error(b, EIO);
+    CPPUNIT_ASSERT_EQUAL(EIO, error_of([&] { (void)b.read(1, 40 * K); }));
+    set_load_error(b, 0);
+    b.image->refresh();
+    set_load_error(b, EIO);
+    CPPUNIT_ASSERT_EQUAL(
+        EIO, error_of([&] { (void)b.image->extents(64 * K, 0, false); }));
+  }
+
+  void lost_lock() {
+    MemoryStore memory;
+    const auto state = std::make_shared<TestFormat::State>();
+    state->view.size = 64 * K;
+    state->interval = 5ms;
+    ImageOptions how;
+    how.writable = true;
+    how.workers = std::make_shared<WorkerPool>(1);
+    Image image(std::make_unique<TestFormat>(memory, Layout(4 * K, 4 * K, 1),
+                                             state, ""),
+                how);
+    CPPUNIT_ASSERT(eventually([&] { return state->keep_alives > 2; }));
+    char c = 'x';
+    image.write(&c, 1, 0);
+    state->keep_alive_error = EAGAIN;  // no verdict
+    std::this_thread::sleep_for(30ms);
+    image.write(&c, 1, 0);
+    state->keep_alive_error = ESHUTDOWN;
+    CPPUNIT_ASSERT(eventually([&] {
+      return error_of([&] { image.write(&c, 1, 0); }) == ESHUTDOWN;
+    }));
+    CPPUNIT_ASSERT_EQUAL(ESHUTDOWN,
+                         error_of([&] { image.read(&c, 1, 0); }));
+    // For good.
+    state->keep_alive_error = 0;
+    image.refresh();
+    CPPUNIT_ASSERT_EQUAL(ESHUTDOWN,
+                         error_of([&] { image.write(&c, 1, 0); }));
+  }
+
+  void published_value_under_load() {
+    // A reader never sees a value that has been given up: each value is
+    // marked dead when publish() has returned.
+    struct Value {
+      std::shared_ptr<std::atomic<bool>> alive;
+    };
+    const auto make = [](std::shared_ptr<std::atomic<bool>>& mark) {
+      mark = std::make_shared<std::atomic<bool>>(true);
+      return std::make_unique<Value>(Value{mark});
+    };
+    std::shared_ptr<std::atomic<bool>> mark;
+    Published<Value> value(make(mark));
+    std::atomic<bool> stop{false};
+    std::atomic<long> wrong{0}, reads{0};
+    std::vector<std::thread> readers;
+    for (int i = 0; i < 4; ++i)
+      readers.emplace_back([&] {
+        while (!stop) {
+          const auto v = value.read();
+          for (int j = 0; j < 50; ++j)
+            if (!v->alive->load()) ++wrong;
+          ++reads;
+        }
+      });
+    for (int i = 0; i < 2000 || reads < 1000; ++i) {
+      const auto former = mark;
+      value.publish(make(mark));
+      former->store(false);
+    }
+    stop = true;
+    for (auto& t : readers) t.join();
+    CPPUNIT_ASSERT_EQUAL(0L, wrong.load());
+    CPPUNIT_ASSERT(reads > 0);
+  }
+
+ private:
+  static void set_load_error(Bench& b, int code) {
+    const std::scoped_lock lock(b.state->mutex);
+    b.state->load_error = code;
+  }
+};
+
+class TestWorkers : public CppUnit::TestFixture {
+  CPPUNIT_TEST_SUITE(TestWorkers);
+  CPPUNIT_TEST(runs_each_once);
+  CPPUNIT_TEST(passes_exceptions_on);
+  CPPUNIT_TEST_SUITE_END();
+
+ public:
+  void runs_each_once() {
+    WorkerPool pool(4);
+    std::vector<std::thread> users;
+    for (int u = 0; u < 4; ++u)
+      users.emplace_back([&pool] {
+        for (std::size_t n : {0, 1, 2, 7, 1000}) {
+          std::vector<std::atomic<int>> calls(n);
+          pool.for_each(n, [&](std::size_t i) { ++calls[i]; });
+          for (const auto& c : calls)
+            if (c != 1) std::abort();
+        }
+      });
+    for (auto& t : users) t.join();
+  }
+  void passes_exceptions_on() {
+    WorkerPool pool(3);
+    CPPUNIT_ASSERT_THROW(pool.for_each(100,
+                                       [](std::size_t i) {
+                                         if (i == 50) throw Error(EIO, "x");
+                                       }),
+                         Error);
+  }
+};
+
+/// A cluster of stores in memory.
+class TestCluster final : public Cluster {
+ public:
+  std::shared_ptr<ObjectStore> open_pool(const std::string& pool,
+                                         const std::string& ns) override {
+    if (pool != "pool") throw Error(ENOENT, "pool '" + pool + "'");
+    return {std::shared_ptr<void>(), &stores[ns]};
+  }
+  std::shared_ptr<ObjectStore> open_pool(std::int64_t,
+                                         const std::string& ns) override {
+    return open_pool("pool", ns);
+  }
+  std::uint64_t client_id() const override { return 4711; }
+  std::chrono::milliseconds timeout() const override { return 5s; }
+  std::map<std::string, MemoryStore> stores;
+};
+
+class TestCatalog : public CppUnit::TestFixture {
+  CPPUNIT_TEST_SUITE(TestCatalog);
+  CPPUNIT_TEST(names);
+  CPPUNIT_TEST(create_checks);
+  CPPUNIT_TEST(format1);
+  CPPUNIT_TEST(striper);
+  CPPUNIT_TEST_SUITE_END();
+
+ public:
+  void names() {
+    const auto parse = [](std::string_view text) {
+      return parse_image_name(text, FormatChoice::automatic);
+    };
+    CPPUNIT_ASSERT(parse("a") == (ImageSpec{"", "", "a", ""}));
+    CPPUNIT_ASSERT(parse("a@b") == (ImageSpec{"", "", "a", "b"}));
+    CPPUNIT_ASSERT(parse("n/a@b") == (ImageSpec{"", "n", "a", "b"}));
+    for (const char* bad : {"", "@s", "a@", "/a", "n/", "p/n/a", "a@b@c",
+                            "a@b/c", "../a/b", "n//a", "n/@s"})
+      CPPUNIT_ASSERT_EQUAL_MESSAGE(bad, EINVAL,
+                                   error_of([&] { (void)parse(bad); }));
+    CPPUNIT_ASSERT(parse_image_name("p/n/a@b", FormatChoice::striper) ==
+                   (ImageSpec{"", "", "p/n/a@b", ""}));
+  }
+
+  void create_checks() {
+    const ImageSpec spec{"pool", "", "a", ""};
+    const auto code = [&](CreateOptions o) {
+      return error_of([&] { check_create(spec, o); });
+    };
+    using enum FormatChoice;
+    CPPUNIT_ASSERT_EQUAL(0, code({.size = 1}));
+    CPPUNIT_ASSERT_EQUAL(EINVAL, code({}));
+    CPPUNIT_ASSERT_EQUAL(EINVAL, code({.size = std::uint64_t{1} << 63}));
+    CPPUNIT_ASSERT_EQUAL(0, code({.size = (std::uint64_t{1} << 63) - 1}));
+    CPPUNIT_ASSERT_EQUAL(EINVAL, code({.size = 1, .object_size = 0}));
+    CPPUNIT_ASSERT_EQUAL(EINVAL, code({.size = 1, .object_size = 5000}));
+    CPPUNIT_ASSERT_EQUAL(EINVAL, code({.size = 1, .object_size = 2048}));
+    CPPUNIT_ASSERT_EQUAL(EINVAL, code({.size = 1, .object_size = 64 << 20}));
+    CPPUNIT_ASSERT_EQUAL(EINVAL, code({.size = 1, .stripe_unit = 4096}));
+    CPPUNIT_ASSERT_EQUAL(EINVAL, code({.size = 1, .stripe_count = 2}));
+    CPPUNIT_ASSERT_EQUAL(ENOTSUP, code({.format = format2, .size = 1}));
+    CPPUNIT_ASSERT_EQUAL(
+        0, code({.format = striper, .size = 1, .object_size = 192 * K,
+                 .stripe_unit = 64 * K, .stripe_count = 5}));
+    CPPUNIT_ASSERT_EQUAL(0, code({.format = striper, .size = 1,
+                                  .stripe_unit = 8 << 20}));
+    CPPUNIT_ASSERT_EQUAL(0, code({.format = striper, .size = 1,
+                                  .object_size = 64 * K}));
+    CPPUNIT_ASSERT_EQUAL(
+        EINVAL, code({.format = striper, .size = 1, .object_size = 128 * K,
+                      .stripe_unit = 96 * K}));
+    CPPUNIT_ASSERT_EQUAL(
+        EINVAL, code({.format = striper, .size = 1, .object_size = 192 * K,
+                      .stripe_unit = 128 * K}));
+    CPPUNIT_ASSERT_EQUAL(
+        EINVAL, code({.format = striper, .size = 1, .object_size = 1000}));
+  }
+
+  void format1() {
+    const auto cluster = std::make_shared<TestCluster>();
+    MemoryStore& store = cluster->stores[""];
+    const ImageSpec spec{"pool", "", "a", ""};
+    create_image(cluster, spec, {.size = 1 << 20, .object_size = 64 * K});
+    CPPUNIT_ASSERT_EQUAL(EEXIST, error_of([&] {
+                           create_image(cluster, spec, {.size = 5});
+                         }));
+    Format1Header header = decode_format1(store.find("a.rbd")->data.bytes());
+    CPPUNIT_ASSERT_EQUAL(std::uint64_t{1} << 20, header.size);
+    CPPUNIT_ASSERT_EQUAL(16U, header.order);
+    CPPUNIT_ASSERT(header.object_prefix.starts_with("rb.0.1267."));
+    CPPUNIT_ASSERT(decode_trivial_map(
+                       store.find("rbd_directory")->data.bytes())
+                       .entries.contains("a"));
+    CPPUNIT_ASSERT_EQUAL(ENOENT, error_of([&] {
+                           (void)open_format(
+                               cluster, {"pool", "", "b", ""}, {});
+                         }));
+    CPPUNIT_ASSERT_EQUAL(ENOENT, error_of([&] {
+                           (void)open_format(
+                               cluster, {"pool", "ns", "a", ""}, {});
+                         }));
+    CPPUNIT_ASSERT_EQUAL(ENOENT, error_of([&] {
+                           (void)open_format(cluster,
+                                             {"pool", "", "a", "s"}, {});
+                         }));
+
+    ImageOptions how;
+    how.writable = true;
+    how.workers = std::make_shared<WorkerPool>(1);
+    Image image(open_format(cluster, spec, {.writable = true}), how);
+    image.write("old", 3, 65 * K);
+    // A snapshot, as librbd takes one.
+    header.snap_seq = 3;
+    header.snapshots = {{3, header.size, "snap"}};
+    put_header(store, header);
+    CPPUNIT_ASSERT_EQUAL(0, store.notify("a.rbd", "", 5s));
+    image.write("new", 3, 65 * K);
+
+    Image snap(open_format(cluster, {"pool", "", "a", "snap"}, {}),
+               {.workers = how.workers});
+    char buffer[3];
+    snap.read(buffer, 3, 65 * K);
+    CPPUNIT_ASSERT_EQUAL(std::string("old"), std::string(buffer, 3));
+    image.read(buffer, 3, 65 * K);
+    CPPUNIT_ASSERT_EQUAL(std::string("new"), std::string(buffer, 3));
+
+    // The snapshot is removed, and another of the same name taken.
+    header.snap_seq = 4;
+    header.snapshots = {{4, header.size, "snap"}};
+    put_header(store, header);
+    CPPUNIT_ASSERT_EQUAL(0, store.notify("a.rbd", "", 5s));
+    CPPUNIT_ASSERT_EQUAL(EIO, error_of([&] { snap.read(buffer, 3, 0); }));
+
+    // Noise.
+    MemoryObject noise;
+    noise.data.write(0, "noise");
+    store.put("a.rbd", noise);
+    CPPUNIT_ASSERT_EQUAL(EIO, error_of([&] { image.refresh(); }));
+    CPPUNIT_ASSERT_EQUAL(EIO, error_of([&] { image.write("x", 1, 0); }));
+    CPPUNIT_ASSERT_EQUAL(
+        EIO, error_of([&] { (void)open_format(cluster, spec, {}); }));
+    // Another image under the same name.
+    header.object_prefix = "rb.0.1.2";
+    put_header(store, header);
+    CPPUNIT_ASSERT_EQUAL(EIO, error_of([&] { image.refresh(); }));
+    CPPUNIT_ASSERT_EQUAL(EIO, error_of([&] { image.write("x", 1, 0); }));
+  }
+
+  void striper() {
+    const auto cluster = std::make_shared<TestCluster>();
+    MemoryStore& store = cluster->stores[""];
+    int locks = 0;
+    int lock_result = 0;
+    store.on_exec("lock", "lock",
+                  [&](std::optional<MemoryObject>&, std::string_view,
+                      std::string&) {
+                    if (lock_result == 0) ++locks;
+                    return lock_result;
+                  });
+    store.on_exec("lock", "unlock",
+                  [&](std::optional<MemoryObject>&, std::string_view,
+                      std::string&) {
+                    --locks;
+                    return 0;
+                  });
+    const ImageSpec spec{"pool", "", "dir/a@b", ""};
+    const OpenOptions open{.format = FormatChoice::striper, .writable = true};
+    create_image(cluster, spec,
+                 {.format = FormatChoice::striper, .size = 1000001,
+                  .object_size = 128 * K, .stripe_unit = 64 * K,
+                  .stripe_count = 3});
+    const auto first = store.find("dir/a@b.0000000000000000");
+    CPPUNIT_ASSERT_EQUAL(std::string("1000001"),
+                         first->xattrs.at("striper.size"));
+    CPPUNIT_ASSERT_EQUAL(std::string("65536"),
+                         first->xattrs.at("striper.layout.stripe_unit"));
+    CPPUNIT_ASSERT_EQUAL(EEXIST, error_of([&] {
+                           create_image(cluster, spec,
+                                        {.format = FormatChoice::striper,
+                                         .size = 5});
+                         }));
+    {
+      Image image(open_format(cluster, spec, open),
+                  {.writable = true,
+                   .workers = std::make_shared<WorkerPool>(1)});
+      CPPUNIT_ASSERT_EQUAL(1, locks);
+      CPPUNIT_ASSERT_EQUAL(std::uint64_t{1000001}, image.size());
+      image.write("x", 1, 1000000);
+      CPPUNIT_ASSERT(store.find("dir/a@b.0000000000000006"));
+      image.zero(1000001, 0, Image::Zero::free);
+      CPPUNIT_ASSERT(store.find("dir/a@b.0000000000000000"));
+    }
+    CPPUNIT_ASSERT_EQUAL(0, locks);
+    // Grows, and never shrinks.
+    OpenOptions grow = open;
+    grow.grow_to = 2000000;
+    CPPUNIT_ASSERT_EQUAL(std::uint64_t{2000000},
+                         open_format(cluster, spec, grow)->load().size);
+    grow.grow_to = 1000;
+    CPPUNIT_ASSERT_EQUAL(std::uint64_t{2000000},
+                         open_format(cluster, spec, grow)->load().size);
+    // Locked exclusively by another.
+    lock_result = -EBUSY;
+    CPPUNIT_ASSERT_EQUAL(
+        EBUSY, error_of([&] { (void)open_format(cluster, spec, open); }));
+    // A key that may not write can still read.
+    lock_result = -EPERM;
+    CPPUNIT_ASSERT_EQUAL(
+        EPERM, error_of([&] { (void)open_format(cluster, spec, open); }));
+    (void)open_format(cluster, spec, {.format = FormatChoice::striper});
+    CPPUNIT_ASSERT_EQUAL(0, locks);
+  }
+
+ private:
+  static void put_header(MemoryStore& store, const Format1Header& header) {
+    MemoryObject object;
+    object.data.write(0, encode_format1(header));
+    store.put("a.rbd", object);
+  }
+};
+
+CPPUNIT_TEST_SUITE_REGISTRATION(TestRequests);
+CPPUNIT_TEST_SUITE_REGISTRATION(TestExtents);
+CPPUNIT_TEST_SUITE_REGISTRATION(TestMetadata);
+CPPUNIT_TEST_SUITE_REGISTRATION(TestWorkers);
+CPPUNIT_TEST_SUITE_REGISTRATION(TestCatalog);
+
+}  // namespace

@@ -63,6 +63,7 @@ using u64 = std::uint64_t;
 struct Options {
   std::vector<std::string> uris;
   std::string model;
+  std::string stop_file;
   std::vector<u64> boundaries{4096, 65536, 4194304};
   u64 seed = 0;
   u64 ops = 10000;  // of all workers together
@@ -299,6 +300,9 @@ class Worker {
       while (sent < ops && !give_up) {
         if (options_.seconds != 0 && std::chrono::steady_clock::now() - start >
                                          std::chrono::seconds(options_.seconds))
+          break;
+        if (!options_.stop_file.empty() &&
+            access(options_.stop_file.c_str(), F_OK) == 0)
           break;
         if (options_.reconnect != 0 && ++batches % options_.reconnect == 0)
           reconnect();
@@ -769,6 +773,7 @@ void usage(std::FILE* to) {
       "  --seed N          default: $RANDOM_OPS_SEED, or from the clock\n"
       "  --ops N           requests of all threads together (10000)\n"
       "  --seconds N       stop earlier, after that time\n"
+      "  --stop-file FILE  stop as soon as this file exists\n"
       "  --threads N       workers, each with a part of the image (1)\n"
       "  --connections N   of each worker (1)\n"
       "  --batch N         requests in flight of each worker, at most (1)\n"
@@ -788,7 +793,7 @@ void usage(std::FILE* to) {
 
 Options parse(int argc, char** argv) {
   enum {
-    seed = 256, ops, seconds, threads, connections, batch, reconnect,
+    seed = 256, ops, seconds, stop_file, threads, connections, batch, reconnect,
     boundaries, max_length, region, model, adopt, flush_first, allocated,
     no_structured, help
   };
@@ -796,6 +801,7 @@ Options parse(int argc, char** argv) {
       {"seed", 1, nullptr, seed},
       {"ops", 1, nullptr, ops},
       {"seconds", 1, nullptr, seconds},
+      {"stop-file", 1, nullptr, stop_file},
       {"threads", 1, nullptr, threads},
       {"connections", 1, nullptr, connections},
       {"batch", 1, nullptr, batch},
@@ -823,6 +829,7 @@ Options parse(int argc, char** argv) {
       case seed: o.seed = number("seed", optarg); break;
       case ops: o.ops = number("ops", optarg); break;
       case seconds: o.seconds = number("seconds", optarg); break;
+      case stop_file: o.stop_file = optarg; break;
       case threads: o.threads = number("threads", optarg); break;
       case connections: o.connections = number("connections", optarg); break;
       case batch: o.batch = number("batch", optarg); break;

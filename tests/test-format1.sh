@@ -112,7 +112,7 @@ say "snapshots taken by others while the image is open and written"
 # snapshot context would change it.
 make_format1_image rbd busy 16000000 16
 start_rados pool=rbd image=busy
-"$random_ops" --ops 100000000 --seconds 12 --connections 2 --batch 8 \
+"$random_ops" --ops 100000000 --stop-file "$tmp/stop" --connections 2 --batch 8 \
   --max-length 256K --boundaries 4096,64K --model "$tmp/busy.model" \
   "$(uri)" >"$tmp/out" 2>"$tmp/err" &
 writer=$!
@@ -122,7 +122,9 @@ for n in 1 2 3 4; do
   rbd_snap "rbd/busy@s$n"
   rbd_export "rbd/busy@s$n" "$tmp/busy.$n"
 done
+sleep 1
 kill -0 "$writer" || die "the writer ended too early: $(cat "$tmp/err")"
+: >"$tmp/stop"
 wait "$writer" || die "the writer failed: $(cat "$tmp/err")"
 for n in 1 2 3 4; do
   compare_with_rbd "busy@s$n" "$tmp/busy.$n"

@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: BSD-3-Clause
+#
+# OSDs are killed and started again under I/O.  No request fails, and nothing
+# that was acknowledged is lost.
+
+source "$(dirname "$0")/functions.sh"
+requires_built "$random_ops"
+requires_plugin
+start_ceph --osds 2
+make_format1_image rbd disk 30000000 18
+
+# under_io URI NAME COMMAND...: random requests all the time while the command
+# runs, and a little longer.
+under_io() {
+  local io
+  rm -f "$tmp/stop"
+  "$random_ops" --ops 100000000 --stop-file "$tmp/stop" \
+    --threads 2 --connections 2 --batch 4 --boundaries 4096,256K \
+    --max-length 512K --model "$tmp/$2.model" "$1" \
+    >"$tmp/io.out" 2>"$tmp/io.err" &
+  io=$!
+  sleep 1
+  "${@:3}"
+  sleep 2
+  kill -0 "$io" || die "the requests ended too early: $(cat "$tmp/io.err")"
+  : >"$tmp/stop"
+  wait "$io" || die "the requests failed: $(cat "$tmp/io.err")"
+  say "$(cat "$tmp/io.out")"
+}
+
+one_after_the_other() {
+  local n
+  for n in 0 1; do
+    "$mini_ceph" kill-osd "$ceph_dir" $n >/dev/null 2>&1
+    sleep 1
+    "$mini_ceph" start-osd "$ceph_dir" $n >/dev/null 2>&1
+  done
+}
+both_at_once() {
+  "$mini_ceph" kill-osd "$ceph_dir" 0 >/dev/null 2>&1
+  "$mini_ceph" kill-osd "$ceph_dir" 1 >/dev/null 2>&1
+  sleep 2
+  "$mini_ceph" start-osd "$ceph_dir" 0 >/dev/null 2>&1
+  "$mini_ceph" start-osd "$ceph_dir" 1 >/dev/null 2>&1
+}
+
+start_rados pool=rbd image=disk
+say "one OSD after the other"
+under_io "$(uri)" disk one_after_the_other
+say "all OSDs at once"
+under_io "$(uri)" disk both_at_once
+# The watch was lost with the OSDs; snapshots of others still count.
+"$random_ops" --ops 100 --model "$tmp/disk.model" "$(uri)" >/dev/null
+rbd_snap rbd/disk@after
+cp "$tmp/disk.model" "$tmp/after.model"
+"$random_ops" --ops 200 --model "$tmp/disk.model" "$(uri)" >/dev/null
+rbd_export rbd/disk@after "$tmp/exported"
+assert_same_bytes "$tmp/after.model" "$tmp/exported" "the snapshot"
+stop_nbdkit
+rbd_export rbd/disk "$tmp/exported"
+assert_same_bytes "$tmp/disk.model" "$tmp/exported" "rbd export"
+
+say "a striped object; its lock survives"
+start_rados pool=rbd image=striped format=striper create=true size=9000000 \
+  object-size=256K stripe-unit=64K stripe-count=3
+under_io "$(uri)" striped both_at_once
+stop_nbdkit
+striper_get rbd striped "$tmp/got"
+truncate -s 9000000 "$tmp/got"
+assert_same_bytes "$tmp/striped.model" "$tmp/got" "rados --striper get"

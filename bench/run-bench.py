@@ -95,6 +95,16 @@ def cpu_ns(pid):
         raise BenchError(f"process {pid} has ended") from error
 
 
+def busy_ns():
+    """CPU time that anything on the machine has used so far, in ns, and what
+    the hypervisor took (in ticks, so only for windows of some 0.1 s)."""
+    with open("/proc/stat", encoding="ascii") as file:
+        # user nice system idle iowait irq softirq steal (proc(5))
+        ticks = [int(word) for word in file.readline().split()[1:9]]
+    return ((sum(ticks) - ticks[3] - ticks[4])
+            * 1_000_000_000 // os.sysconf("SC_CLK_TCK"))
+
+
 def switches(pid):
     """Context switches of each thread: {thread id: (voluntary, not)}."""
     result = {}
@@ -600,11 +610,17 @@ class Bench:
                 osd = self.cluster.settle()
                 own = pid or client.pid
                 opened = inside() if inside else None
+                clocks = [time.monotonic_ns(), busy_ns(),
+                          cpu_ns(client.pid) + self.cluster.osd_cpu_ns()]
                 before = Sample.take(own)
                 client.stdin.write("\n")
                 client.stdin.flush()
                 line = client.stdout.readline()
                 after = Sample.take(own)
+                clocks = [new - old for new, old in zip(
+                    [time.monotonic_ns(), busy_ns(),
+                     cpu_ns(client.pid) + self.cluster.osd_cpu_ns()],
+                    clocks)]
                 if not line:
                     raise BenchError("failed: " + " ".join(arguments))
                 closed = inside() if inside else None
@@ -621,6 +637,10 @@ class Bench:
         ops = result["ops"]
         counted = before.until(after)
         result["server"] = counted
+        # Of all cores, what neither OSD nor server nor client used.
+        ours = clocks[2] + (counted["cpu_us"] * 1000 if pid else 0)
+        result["others"] = max(0.0, (clocks[1] - ours)
+                               / (clocks[0] * os.cpu_count()))
         result["cpu_per_op"] = counted["cpu_us"] / ops
         result["switches_per_op"] = counted["switches"] / ops
         result["osd_cpu_per_op"] = osd / 1000 / ops
@@ -816,16 +836,23 @@ class Bench:
             finally:
                 for process in perf:
                     stop_process(process)
-        try:
-            text = command_output(
-                ["perf", "report", "-i", data, "--stdio", "--no-children",
-                 "--sort", "dso,symbol", "--percent-limit", "0.7"])
-        except BenchError as error:
-            say(f"no profile: {error}")
-            return
-        lines = [line.rstrip() for line in text.splitlines()
-                 if line.strip() and not line.startswith("#")]
-        self.profiles.append((workload.label, lines[:30]))
+        report = []
+        for title, keys, limit in (("by library", "dso", 1),
+                                   ("by function", "dso,symbol", 0.7)):
+            try:
+                text = command_output(
+                    ["perf", "report", "-i", data, "--stdio",
+                     "--no-children", "--sort", keys, "--percent-limit",
+                     str(limit)])
+            except BenchError as error:
+                say(f"no profile: {error}")
+                return
+            # Some versions add two empty columns.
+            rows = [re.sub(r"(\s+-)*\s*$", "", line)
+                    for line in text.splitlines()
+                    if line.strip() and not line.startswith("#")]
+            report += [title, *rows[:25], ""]
+        self.profiles.append((workload.label, report[:-1]))
 
 
 class Watchdog:
@@ -1007,7 +1034,8 @@ class Report:
         return rows
 
     def target_lines(self):
-        yield "| target (ratio, unless it says otherwise) | wanted | measured | |"
+        yield ("| target (ratio, unless it says otherwise) | wanted | "
+               "measured | |")
         yield "|---|---|---|---|"
         for text, wanted, measured, met, workload in self.targets():
             word = {None: "not measured", True: "met",
@@ -1089,6 +1117,18 @@ class Report:
                           else "–" for key in ("extents", "data")]
                 yield "| " + " | ".join(cells) + " |"
 
+    def disturbance(self):
+        others = [r["others"] for results in self.bench.loads.values()
+                  for r in results]
+        if not others:
+            return
+        yield ("- other programs used %.0f %% of the cores while loads were "
+               "measured (median; the most was %.0f %%)" % (
+                   statistics.median(others) * 100, max(others) * 100))
+        if statistics.median(others) > 0.1:
+            yield ("- **the machine was not idle otherwise: do not judge by "
+                   "these numbers**")
+
     def lines(self, idle):
         bench = self.bench
         yield "# Benchmark results"
@@ -1102,6 +1142,7 @@ class Report:
         for fact in machine_facts(bench):
             yield "- " + fact
         yield f"- an idle OSD uses {idle / 1000:.1f} ms of CPU per second"
+        yield from self.disturbance()
         if bench.options.quick:
             yield ("- **a quick run: it shows that everything works, and its "
                    "numbers mean nothing**")

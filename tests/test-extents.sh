@@ -1,0 +1,137 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: BSD-3-Clause
+#
+# Block status: exact below the object where the pool can tell, right where it
+# cannot, right with striping, and bounded work for each call.
+
+source "$(dirname "$0")/functions.sh"
+requires_program nbdinfo nbdcopy jq qemu-img
+requires_built "$nbd_expect" "$random_ops"
+requires_plugin
+start_ceph
+
+# map EXPORT: OFFSET LENGTH TYPE lines, with neighbours of one type joined
+# (replies end at 4 GiB).
+map() {
+  nbdinfo --json --map "$(uri "$1")" |
+    jq -r '.[] | "\(.offset) \(.length) \(.type)"' |
+    awk 'NR > 1 && $3 == type && $1 == start + length_ { length_ += $2; next }
+         NR > 1 { print start, length_, type }
+         { start = $1; length_ = $2; type = $3 }
+         END { print start, length_, type }'
+}
+# data_of: OFFSET LENGTH lines of the data in a map.
+data_of() { awk '$3 == 0 {print $1, $2}'; }
+# in_blocks: the same, rounded outwards to blocks of 4 KiB: BlueStore may know
+# parts of a block or not.
+in_blocks() {
+  awk '{
+    start = $1 - $1 % 4096
+    end = $1 + $2 + 4095
+    end -= end % 4096
+    print start, end - start
+  }'
+}
+
+say "500 random blocks of 4 KiB in 64 GiB"
+make_format1_image rbd sparse $((64 << 30)) 22
+start_rados pool=rbd
+awk 'BEGIN {
+  srand(42)
+  while (n < 500) {
+    block = int(rand() * 16777216)
+    # Neither twice nor side by side, so that each is an extent of its own.
+    if (block in seen || (block - 1) in seen || (block + 1) in seen) continue
+    seen[block] = 1; n++
+    printf "%.0f 4096\n", block * 4096
+  }
+}' | sort -n >"$tmp/blocks"
+steps=()
+while read -r offset length; do
+  steps+=(write "$offset" "$length" 1 ok ,)
+done <"$tmp/blocks"
+"$nbd_expect" "$(uri sparse)" "${steps[@]}"
+start=$SECONDS
+map sparse >"$tmp/map"
+say "the map took $((SECONDS - start)) seconds"
+data_of <"$tmp/map" >"$tmp/data"
+assert_eq 2048000 "$(awk '{n += $2} END {print n}' "$tmp/data")" "bytes of data"
+assert_same_bytes "$tmp/blocks" "$tmp/data" "the extents of data"
+assert_eq $((64 << 30)) "$(awk '{n += $2} END {printf "%.0f", n}' "$tmp/map")" \
+  "bytes in the map"
+# One call has bounded work, however much it is asked for, and makes progress.
+"$nbd_expect" "$(uri sparse)" within 10 , status 0 4095M ok , \
+  status 4096M 1 ok req-one , status 1G 1G ok req-one
+
+say "objects, parts of objects, and nothing"
+make_format1_image rbd parts $((16 << 20)) 20
+"$nbd_expect" "$(uri parts)" write 1M 1M 1 ok , write 3150000 10 2 ok , \
+  write 5M 64K 3 ok , write 6M 2M 4 ok , trim 6M 512K ok , \
+  zero 7M 4096 ok , write 15M 1M 5 ok
+map parts | data_of | in_blocks >"$tmp/data"
+# 3150000 lies in the block of 4096 bytes at 3149824.
+cat >"$tmp/wanted" <<'WANTED'
+1048576 1048576
+3149824 4096
+5242880 65536
+6815744 524288
+7344128 1044480
+15728640 1048576
+WANTED
+assert_same_bytes "$tmp/wanted" "$tmp/data" "the extents of data"
+qemu-img map --output=json -f raw \
+  "nbd:unix:$socket:exportname=parts" |
+  jq -r '.[] | select(.data) | "\(.start) \(.length)"' >"$tmp/qemu"
+# qemu splits where it likes.
+assert_eq "$(map parts | data_of | awk '{n += $2} END {print n}')" \
+  "$(awk '{n += $2} END {print n}' "$tmp/qemu")" "bytes of data for qemu-img"
+# Data of zeros is data, or a hole: both are right; data is never a hole.
+"$random_ops" --ops 400 --adopt "$(uri parts)" >/dev/null
+# What snapshots hold is not changed by what comes later.
+make_format1_image rbd snap $((8 << 20)) 20
+"$nbd_expect" "$(uri snap)" write 1M 64K 1 ok
+rbd_snap rbd/snap@s
+"$nbd_expect" "$(uri snap)" write 3M 64K 1 ok , trim 1M 1M ok
+assert_eq "1048576 65536" "$(map snap@s | data_of)" "data of the snapshot"
+assert_eq "3145728 65536" "$(map snap | data_of)" "data of the image"
+stop_nbdkit
+
+say "striping"
+start_rados pool=rbd image=striped format=striper create=true size=12M \
+  object-size=1M stripe-unit=64K stripe-count=3
+# Units 1, 4 and 5 of the first stripes; they lie in the objects 1, 1 and 2.
+"$nbd_expect" "$(uri)" write 64K 64K 1 ok , write 256K 128K 2 ok , \
+  write 5000000 1000 3 ok , \
+  extents 0 1M 65536:hole,65536:data,131072:hole,131072:data,655360:hole
+cat >"$tmp/wanted" <<'WANTED'
+65536 65536
+262144 131072
+4997120 4096
+WANTED
+map "" | data_of | in_blocks >"$tmp/data"
+assert_same_bytes "$tmp/wanted" "$tmp/data" "data of the striped object"
+stop_nbdkit
+# Format 2 of librbd, sparse.
+truncate -s 30M "$tmp/file"
+for n in 1 7 8 20; do
+  random_file "$tmp/piece" 262144 $n
+  dd if="$tmp/piece" of="$tmp/file" bs=1M seek=$n conv=notrunc status=none
+done
+rbd import --no-progress --sparse-size 4K --object-size 1M --stripe-unit 64K \
+  --stripe-count 5 "$tmp/file" rbd/two
+start_rados pool=rbd image=two
+map "" | data_of >"$tmp/data"
+printf '%s 262144\n' 1048576 7340032 8388608 20971520 >"$tmp/wanted"
+assert_same_bytes "$tmp/wanted" "$tmp/data" "data of the format 2 image"
+nbdcopy -- "$(uri)" "$tmp/out"
+assert_same_bytes "$tmp/file" "$tmp/out" "sparse copy"
+stop_nbdkit
+
+say "a store that maps whole objects only"
+start_ceph --store memstore --size 1G
+make_format1_image rbd coarse 20000000 16
+start_rados pool=rbd image=coarse
+"$random_ops" --ops 1500 --connections 2 --batch 4 --max-length 256K \
+  --boundaries 4096,64K "$(uri)" >"$tmp/out"
+grep -q ' hole_bytes=[1-9]' "$tmp/out" || die "no hole was reported"
+stop_nbdkit

@@ -175,7 +175,10 @@ char* SparseData::writable(std::uint64_t number) {
 }
 
 void SparseData::write(std::uint64_t offset, std::string_view bytes) {
-  size_ = std::max(size_, offset + bytes.size());
+  if (bytes.empty()) return;
+  std::uint64_t start = offset;
+  std::uint64_t end = offset + bytes.size();
+  size_ = std::max(size_, end);
   while (!bytes.empty()) {
     const std::uint64_t in_block = offset % block;
     const std::uint64_t n =
@@ -184,6 +187,15 @@ void SparseData::write(std::uint64_t offset, std::string_view bytes) {
     bytes.remove_prefix(n);
     offset += n;
   }
+  // Joins all ranges that it touches.
+  auto at = written_.upper_bound(start);
+  if (at != written_.begin() && std::prev(at)->second >= start) --at;
+  while (at != written_.end() && at->first <= end) {
+    start = std::min(start, at->first);
+    end = std::max(end, at->second);
+    at = written_.erase(at);
+  }
+  written_[start] = end;
 }
 
 std::uint64_t SparseData::read(std::uint64_t offset, char* out,
@@ -212,43 +224,51 @@ std::string SparseData::bytes() const {
   return all;
 }
 
-void SparseData::zero(std::uint64_t offset, std::uint64_t length) {
-  if (offset >= size_) return;
+void SparseData::punch(std::uint64_t offset, std::uint64_t length) {
+  if (offset >= size_ || length == 0) return;
   const std::uint64_t end = offset + std::min(length, size_ - offset);
-  auto at = blocks_.lower_bound(offset / block);
-  while (at != blocks_.end() && at->first * block < end) {
-    const std::uint64_t start = at->first * block;
-    const std::uint64_t from = std::max(start, offset);
-    // The bytes of the last block behind the end of the data are no data.
-    const std::uint64_t to =
-        end == size_ ? start + block : std::min(start + block, end);
-    if (from == start && to == start + block) {
-      at = blocks_.erase(at);
-    } else {
-      std::memset(writable(at->first) + (from - start), 0, to - from);
-      ++at;
+  auto at = written_.upper_bound(offset);
+  if (at != written_.begin() && std::prev(at)->second > offset) --at;
+  while (at != written_.end() && at->first < end) {
+    const auto [from, to] = *at;
+    at = written_.erase(at);
+    if (from < offset) written_[from] = offset;
+    if (to > end) written_[end] = to;
+  }
+  auto bytes = blocks_.lower_bound(offset / block);
+  while (bytes != blocks_.end() && bytes->first * block < end) {
+    const std::uint64_t start = bytes->first * block;
+    if (written(start, block).empty()) {
+      bytes = blocks_.erase(bytes);
+      continue;
     }
+    const std::uint64_t from = std::max(start, offset);
+    const std::uint64_t to = std::min(start + block, end);
+    std::memset(writable(bytes->first) + (from - start), 0, to - from);
+    ++bytes;
   }
 }
 
 void SparseData::resize(std::uint64_t size) {
-  if (size < size_) zero(size, size_ - size);
+  if (size < size_) punch(size, size_ - size);
   size_ = size;
 }
 
-std::vector<ObjectRange> SparseData::allocated(
-    std::uint64_t offset, std::uint64_t length,
-    std::uint64_t granularity) const {
+std::vector<ObjectRange> SparseData::written(std::uint64_t offset,
+                                             std::uint64_t length,
+                                             std::uint64_t granularity) const {
   std::vector<ObjectRange> ranges;
   if (offset >= size_ || length == 0) return ranges;
-  const std::uint64_t end = offset + std::min(length, size_ - offset);
-  const std::uint64_t first = offset / granularity * granularity;
-  for (auto at = blocks_.lower_bound(first / block); at != blocks_.end();
-       ++at) {
-    std::uint64_t from = at->first * block / granularity * granularity;
-    if (from >= end) break;
-    const std::uint64_t to = std::min(from + granularity, end);
-    from = std::max(from, offset);
+  const std::uint64_t limit = offset + std::min(length, size_ - offset);
+  auto at = written_.upper_bound(offset / granularity * granularity);
+  if (at != written_.begin()) --at;
+  for (; at != written_.end(); ++at) {
+    const std::uint64_t from =
+        std::max(at->first / granularity * granularity, offset);
+    const std::uint64_t to = std::min(
+        (at->second + granularity - 1) / granularity * granularity, limit);
+    if (from >= limit) break;
+    if (to <= from) continue;
     if (!ranges.empty() && ranges.back().offset + ranges.back().length >= from)
       ranges.back().length = to - ranges.back().offset;
     else
@@ -375,9 +395,8 @@ void MemoryStore::lose_watches(const std::string& oid) {
 // ---- Objects
 
 MemoryStore::MemoryStore(const Options& options) : options_(options) {
-  if (options_.map_granularity == 0 ||
-      options_.map_granularity % SparseData::block != 0)
-    throw Error(EINVAL, "map granularity is not a multiple of 4096");
+  if (options_.map_granularity == 0)
+    throw Error(EINVAL, "map granularity 0");
 }
 
 MemoryStore::~MemoryStore() = default;
@@ -397,7 +416,10 @@ const MemoryObject* MemoryStore::at(const std::string& oid,
     return entry.head ? &*entry.head : nullptr;
   for (const Clone& clone : entry.clones)
     if (clone.id >= snap)
-      return clone.snaps.back() <= snap ? &clone.object : nullptr;
+      return std::find(clone.snaps.begin(), clone.snaps.end(), snap) !=
+                     clone.snaps.end()
+                 ? &clone.object
+                 : nullptr;
   return nullptr;
 }
 
@@ -409,7 +431,7 @@ std::optional<MemoryObject> MemoryStore::find(const std::string& oid,
   // Blocks must not be shared with what another thread gets to see.
   MemoryObject copy{.data = {}, .xattrs = object->xattrs, .omap = object->omap};
   for (const ObjectRange& range :
-       object->data.allocated(0, object->data.size())) {
+       object->data.written(0, object->data.size())) {
     std::string bytes(range.length, '\0');
     object->data.read(range.offset, bytes.data(), bytes.size());
     copy.data.write(range.offset, bytes);
@@ -481,7 +503,7 @@ int MemoryStore::map_extents(const std::string& oid, std::uint64_t offset,
   if (!options_.can_map) return -EOPNOTSUPP;
   const MemoryObject* object = at(oid, snap);
   if (object == nullptr) return -ENOENT;
-  *out = object->data.allocated(offset, length, options_.map_granularity);
+  *out = object->data.written(offset, length, options_.map_granularity);
   return 0;
 }
 
@@ -568,17 +590,26 @@ int MemoryStore::apply(const std::string& oid, const WriteOp& op,
   std::optional<MemoryObject> before;
   if (clone || undo) before = entry.head;
 
+  // A removed object of which clones are left is a "whiteout", which
+  // comparisons of operations that write take for an empty object.
+  static const std::optional<MemoryObject> whiteout{MemoryObject{}};
+  const std::optional<MemoryObject>& compared =
+      !existed && !entry.clones.empty() && may_be_modified ? whiteout
+      : clone || undo                                      ? before
+                                                           : entry.head;
+
   bool modified = false;
   bool removed = false;
+  int r = 0;
   for (const WriteOp::Step& what : op.steps()) {
-    const int r = step(entry.head, what, modified);
+    r = step(entry.head, compared, what, modified);
     if (r < 0) {
       if (clone || undo) entry.head = std::move(before);
       return r;
     }
     if (what.kind == WriteOp::Kind::remove) removed = true;
   }
-  if (!modified) return 0;
+  if (!modified) return r;
 
   if (clone) {
     Clone made_clone{.id = snapc.seq, .snaps = {}, .object = {}};
@@ -597,8 +628,10 @@ int MemoryStore::apply(const std::string& oid, const WriteOp& op,
   return 0;
 }
 
-// Steps check before they change anything.
+// Steps check before they change anything.  A comparison that is true gives
+// 1, which is the result of operations that change nothing.
 int MemoryStore::step(std::optional<MemoryObject>& object,
+                      const std::optional<MemoryObject>& before,
                       const WriteOp::Step& what, bool& modified) {
   switch (what.kind) {
     case WriteOp::Kind::create:
@@ -610,13 +643,16 @@ int MemoryStore::step(std::optional<MemoryObject>& object,
     case WriteOp::Kind::write:
     case WriteOp::Kind::write_same:
     case WriteOp::Kind::write_full:
-      if (what.kind == WriteOp::Kind::write_same && what.length == 0) return 0;
       if (const int r = write_step(object, what); r < 0) return r;
       break;
     case WriteOp::Kind::zero:
+      if (what.length == 0) return -EINVAL;
       if (too_big(what.offset, what.length)) return -EFBIG;
-      if (!object || what.length == 0) return 0;
-      object->data.zero(what.offset, what.length);
+      if (!object || what.offset >= object->data.size()) return 0;
+      if (what.length >= object->data.size() - what.offset)
+        object->data.resize(what.offset);
+      else
+        object->data.punch(what.offset, what.length);
       break;
     case WriteOp::Kind::truncate:
       if (!object) return 0;
@@ -631,17 +667,17 @@ int MemoryStore::step(std::optional<MemoryObject>& object,
       made(object).xattrs[std::string(what.name)] = what.value;
       break;
     case WriteOp::Kind::cmp_xattr_gt: {
-      if (!object) return -ENOENT;
+      if (!before) return -ENOENT;
       // A missing or empty attribute counts as 0.
       std::uint64_t stored = 0;
-      const auto found = object->xattrs.find(std::string(what.name));
-      if (found != object->xattrs.end() && !found->second.empty()) {
+      const auto found = before->xattrs.find(std::string(what.name));
+      if (found != before->xattrs.end() && !found->second.empty()) {
         const char* const text = found->second.data();
         if (std::from_chars(text, text + found->second.size(), stored).ec !=
             std::errc())
           return -EINVAL;
       }
-      return what.offset > stored ? 0 : -ECANCELED;
+      return what.offset > stored ? 1 : -ECANCELED;
     }
     case WriteOp::Kind::exec: {
       std::string output;
@@ -678,6 +714,7 @@ int MemoryStore::write_step(std::optional<MemoryObject>& object,
       return -EINVAL;
     length = what.length;
   }
+  if (what.kind != WriteOp::Kind::write_full && length == 0) return -EINVAL;
   if (too_big(what.offset, length)) return -EFBIG;
 
   SparseData& data = made(object).data;
@@ -688,7 +725,6 @@ int MemoryStore::write_step(std::optional<MemoryObject>& object,
       data.write(what.offset + at, pattern);
     return 0;
   }
-  if (length == 0 && what.offset > data.size()) data.resize(what.offset);
   std::uint64_t at = what.offset;
   for (const ConstPiece& piece : what.pieces) {
     data.write(at, {piece.data, piece.size});

@@ -9,9 +9,17 @@
 //   - write, write_full, write_same, create, set_xattr, omap_set,
 //     tmap_update and alloc_hint make a missing object; zero and truncate of
 //     one do nothing and succeed.
+//   - A zero that reaches the end of the object truncates it.
+//   - cmp_xattr_gt looks at the object as it was before the operation.  If
+//     it is the last step of an operation that changes nothing, the result
+//     is 1, not 0.
 //   - Data beyond max_object_size is refused with -EFBIG.
-//   - A read of no bytes is -EINVAL, because OSDs take it as a read of the
-//     whole object, which nobody wants.
+//   - read, write, write_same and zero of no bytes are -EINVAL, because they
+//     must never be sent to an OSD.  It takes such a read as one of the whole
+//     object.  Seen with 16.2.15: such a write behind the end makes the
+//     object longer without updating the checksum that the OSD keeps of it,
+//     after which the object cannot be read any more, and such a zero of an
+//     object that exists aborts the OSD.
 //   - An invalid SnapContext (ids not descending, or above seq) is -EINVAL.
 //   - list() gives the names in no useful order, and also names of objects
 //     whose head has been removed while clones of it are left, as OSDs do.
@@ -51,15 +59,12 @@
 
 namespace nbdrados {
 
-/// The bytes of an object.  Blocks that were never written, or that were
-/// zeroed as a whole, take no space and read as zeros.  Copies share blocks
-/// until one of them changes; but copies are not for different threads.
+/// The bytes of an object, and which of them have been written.  The others
+/// are holes and read as zeros; blocks of nothing but holes take no space.
+/// Copies share blocks until one of them changes; but copies are not for
+/// different threads.
 class SparseData {
  public:
-  /// Bytes of a block, the smallest space that is allocated or freed
-  /// (BlueStore's usual min_alloc_size).
-  static constexpr std::uint64_t block = 4096;
-
   [[nodiscard]] std::uint64_t size() const noexcept { return size_; }
   /// Writes `bytes` at `offset`; makes the data longer where needed.
   void write(std::uint64_t offset, std::string_view bytes);
@@ -68,22 +73,24 @@ class SparseData {
   std::uint64_t read(std::uint64_t offset, char* out, std::uint64_t n) const;
   /// All bytes.
   [[nodiscard]] std::string bytes() const;
-  /// Frees whole blocks, writes zeros into parts; never makes it longer.
-  void zero(std::uint64_t offset, std::uint64_t length);
-  /// Cuts the end off, or adds zeros.
+  /// Makes a hole; never makes the data longer or shorter.
+  void punch(std::uint64_t offset, std::uint64_t length);
+  /// Cuts the end off, or adds a hole.
   void resize(std::uint64_t size);
-  /// The allocated blocks, joined and rounded outwards to `granularity` (a
-  /// multiple of block), that touch [offset, offset + length); cut to that
-  /// range and to the size.
-  [[nodiscard]] std::vector<ObjectRange> allocated(
+  /// The parts of [offset, offset + length) that are no holes, rounded
+  /// outwards to `granularity`, then cut to the range and to the size.
+  [[nodiscard]] std::vector<ObjectRange> written(
       std::uint64_t offset, std::uint64_t length,
-      std::uint64_t granularity = block) const;
+      std::uint64_t granularity = 1) const;
 
  private:
-  /// The block `number` for writing, allocated if missing.
+  static constexpr std::uint64_t block = 4096;
+
+  /// The block `number` for writing, made if missing.
   char* writable(std::uint64_t number);
 
   std::map<std::uint64_t, std::shared_ptr<std::string>> blocks_;
+  std::map<std::uint64_t, std::uint64_t> written_;  // start: end; not adjacent
   std::uint64_t size_ = 0;
 };
 
@@ -97,8 +104,9 @@ struct MemoryObject {
 class MemoryStore : public ObjectStore {
  public:
   struct Options {
-    /// Bytes; map_extents rounds outwards to it.  A multiple of 4096.
-    std::uint64_t map_granularity = SparseData::block;
+    /// Bytes, at least 1; map_extents rounds outwards to it.  With 1 it gives
+    /// just what BlueStore gives, which is exact to the byte.
+    std::uint64_t map_granularity = 4096;
     /// false: map_extents returns -EOPNOTSUPP.
     bool can_map = true;
     /// Bytes (ceph: osd_max_object_size).
@@ -191,6 +199,7 @@ class MemoryStore : public ObjectStore {
   [[nodiscard]] int apply(const std::string& oid, const WriteOp& op,
                           const SnapContext& snapc);
   [[nodiscard]] int step(std::optional<MemoryObject>& object,
+                         const std::optional<MemoryObject>& before,
                          const WriteOp::Step& what, bool& modified);
   [[nodiscard]] int write_step(std::optional<MemoryObject>& object,
                                const WriteOp::Step& what);

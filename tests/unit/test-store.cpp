@@ -49,6 +49,12 @@ int write_at(ObjectStore& store, const std::string& oid, std::uint64_t offset,
   return write(store, oid, op, snapc);
 }
 
+int make(ObjectStore& store, const std::string& oid) {
+  WriteOp op;
+  op.create();
+  return write(store, oid, op);
+}
+
 // The bytes read, or "errno N".
 std::string read_at(ObjectStore& store, const std::string& oid,
                     std::uint64_t offset, std::size_t size,
@@ -165,7 +171,7 @@ class MemoryStoreTest : public CppUnit::TestFixture {
   CPPUNIT_TEST(read_of_nothing_is_refused);
   CPPUNIT_TEST(missing_object);
   CPPUNIT_TEST(write_extends_with_zeros);
-  CPPUNIT_TEST(empty_write);
+  CPPUNIT_TEST(empty_write_is_refused);
   CPPUNIT_TEST(write_full_replaces);
   CPPUNIT_TEST(write_same);
   CPPUNIT_TEST(zero);
@@ -283,13 +289,14 @@ class MemoryStoreTest : public CppUnit::TestFixture {
                          content(store_, "x"));
   }
 
-  void empty_write() {
-    CPPUNIT_ASSERT_EQUAL(0, write_at(store_, "x", 0, ""));
+  void empty_write_is_refused() {
+    CPPUNIT_ASSERT_EQUAL(-EINVAL, write_at(store_, "x", 0, ""));
+    CPPUNIT_ASSERT_EQUAL(-ENOENT, size_of(store_, "x"));
+    const ConstPiece empty{"", 0};
+    WriteOp op;
+    op.write_full({&empty, 1});
+    CPPUNIT_ASSERT_EQUAL(0, step("x", op));
     CPPUNIT_ASSERT_EQUAL(0, size_of(store_, "x"));
-    CPPUNIT_ASSERT_EQUAL(0, write_at(store_, "x", 10, ""));
-    CPPUNIT_ASSERT_EQUAL(10, size_of(store_, "x"));
-    CPPUNIT_ASSERT_EQUAL(0, write_at(store_, "x", 4, ""));
-    CPPUNIT_ASSERT_EQUAL(10, size_of(store_, "x"));
   }
 
   void write_full_replaces() {
@@ -326,7 +333,8 @@ class MemoryStoreTest : public CppUnit::TestFixture {
     CPPUNIT_ASSERT_EQUAL(-EINVAL, step("x", op));
     op.clear();
     op.write_same(2, 0, {&piece, 1});
-    CPPUNIT_ASSERT_EQUAL(0, step("y", op));
+    CPPUNIT_ASSERT_EQUAL(-EINVAL, step("x", op));
+    CPPUNIT_ASSERT_EQUAL(-EINVAL, step("y", op));
     CPPUNIT_ASSERT_EQUAL(-ENOENT, size_of(store_, "y"));
   }
 
@@ -341,14 +349,27 @@ class MemoryStoreTest : public CppUnit::TestFixture {
     CPPUNIT_ASSERT_EQUAL(0, step("x", op));
     CPPUNIT_ASSERT_EQUAL("012" + zeros(4) + "789", content(store_, "x"));
     op.clear();
-    op.zero(8, 100);
-    CPPUNIT_ASSERT_EQUAL(0, step("x", op));
-    CPPUNIT_ASSERT_EQUAL("012" + zeros(4) + "7" + zeros(2),
-                         content(store_, "x"));
-    op.clear();
     op.zero(50, 100);
     CPPUNIT_ASSERT_EQUAL(0, step("x", op));
     CPPUNIT_ASSERT_EQUAL(10, size_of(store_, "x"));
+    op.clear();
+    op.zero(8, 1);
+    CPPUNIT_ASSERT_EQUAL(0, step("x", op));
+    CPPUNIT_ASSERT_EQUAL("012" + zeros(4) + "7" + zeros(1) + "9",
+                         content(store_, "x"));
+    // Zeros up to the end are cut off.
+    op.clear();
+    op.zero(8, 2);
+    CPPUNIT_ASSERT_EQUAL(0, step("x", op));
+    CPPUNIT_ASSERT_EQUAL("012" + zeros(4) + "7", content(store_, "x"));
+    op.clear();
+    op.zero(2, ~std::uint64_t{0} >> 40);
+    CPPUNIT_ASSERT_EQUAL(0, step("x", op));
+    CPPUNIT_ASSERT_EQUAL(std::string("01"), content(store_, "x"));
+    op.clear();
+    op.zero(2, 0);
+    CPPUNIT_ASSERT_EQUAL(-EINVAL, step("x", op));
+    CPPUNIT_ASSERT_EQUAL(-EINVAL, step("y", op));
   }
 
   void truncate() {
@@ -436,6 +457,16 @@ class MemoryStoreTest : public CppUnit::TestFixture {
     CPPUNIT_ASSERT_EQUAL(-ECANCELED, compare("size", 99));
     CPPUNIT_ASSERT_EQUAL(0, compare("empty", 1));
     CPPUNIT_ASSERT_EQUAL(-ECANCELED, compare("empty", 0));
+    WriteOp only;  // a comparison that is true has a result of its own
+    only.cmp_xattr_gt("size", 101);
+    CPPUNIT_ASSERT_EQUAL(1, step("x", only));
+    CPPUNIT_ASSERT_EQUAL(-ENOENT, step("y", only));
+    // What the operation itself does is not seen.
+    WriteOp late;
+    late.set_xattr("other", "7").cmp_xattr_gt("other", 5);
+    CPPUNIT_ASSERT_EQUAL(0, step("x", late));
+    CPPUNIT_ASSERT_EQUAL(-ENOENT, step("y", late));
+    CPPUNIT_ASSERT_EQUAL(-ENOENT, size_of(store_, "y"));
     WriteOp op;
     op.cmp_xattr_gt("size", 5).set_xattr("size", "5");
     CPPUNIT_ASSERT_EQUAL(-ECANCELED, step("x", op));
@@ -458,7 +489,7 @@ class MemoryStoreTest : public CppUnit::TestFixture {
 
   void tmap() {
     using namespace std::string_view_literals;
-    CPPUNIT_ASSERT_EQUAL(0, write_at(store_, "x", 0, ""));
+    CPPUNIT_ASSERT_EQUAL(0, make(store_, "x"));
     const auto update = [&](std::string_view bytes) {
       WriteOp op;
       op.tmap_update(bytes);
@@ -584,6 +615,8 @@ class MemoryStoreTest : public CppUnit::TestFixture {
         0, write_at(store_, "x", 0, "two", snaps(8, {7, 5, 2})));
     for (const SnapId snap : {2, 5, 7})
       CPPUNIT_ASSERT_EQUAL(std::string("one"), content(store_, "x", snap));
+    for (const SnapId snap : {3, 6, 8})
+      CPPUNIT_ASSERT_EQUAL(error(ENOENT), content(store_, "x", snap));
     CPPUNIT_ASSERT_EQUAL(std::string("two"), content(store_, "x", 9));
     CPPUNIT_ASSERT_EQUAL(error(ENOENT), content(store_, "x", 1));
   }
@@ -728,43 +761,60 @@ class MemoryStoreTest : public CppUnit::TestFixture {
   }
 
   void map_extents() {
-    CPPUNIT_ASSERT_EQUAL(0, write_at(store_, "x", 0, ""));
-    CPPUNIT_ASSERT_EQUAL(std::string(), map_of(store_, "x"));
+    MemoryStore exact({.map_granularity = 1});
+    CPPUNIT_ASSERT_EQUAL(0, make(exact, "x"));
+    CPPUNIT_ASSERT_EQUAL(std::string(), map_of(exact, "x"));
     CPPUNIT_ASSERT_EQUAL(
-        0, write_at(store_, "x", 8192, std::string(8192, 'a')));
-    CPPUNIT_ASSERT_EQUAL(std::string("8192+8192 "), map_of(store_, "x"));
+        0, write_at(exact, "x", 8192, std::string(8192, 'a')));
+    CPPUNIT_ASSERT_EQUAL(std::string("8192+8192 "), map_of(exact, "x"));
     CPPUNIT_ASSERT_EQUAL(
-        0, write_at(store_, "x", 40960, std::string(4096, 'b')));
-    CPPUNIT_ASSERT_EQUAL(std::string("8192+8192 40960+4096 "),
-                         map_of(store_, "x"));
-    CPPUNIT_ASSERT_EQUAL(std::string("10000+6384 40960+40 "),
-                         map_of(store_, "x", 10000, 31000));
-    CPPUNIT_ASSERT_EQUAL(std::string(), map_of(store_, "x", 16384, 20000));
-    CPPUNIT_ASSERT_EQUAL(std::string(), map_of(store_, "x", 1u << 30, 1));
-    CPPUNIT_ASSERT_EQUAL(std::string(), map_of(store_, "x", 8192, 0));
-    // Zeros that were written are data; whole blocks zeroed are not.
-    CPPUNIT_ASSERT_EQUAL(0, write_at(store_, "x", 16384, zeros(4096)));
-    CPPUNIT_ASSERT_EQUAL(std::string("8192+12288 40960+4096 "),
-                         map_of(store_, "x"));
+        0, write_at(exact, "x", 40000, std::string(4000, 'b')));
+    CPPUNIT_ASSERT_EQUAL(std::string("8192+8192 40000+4000 "),
+                         map_of(exact, "x"));
+    CPPUNIT_ASSERT_EQUAL(std::string("10000+6384 40000+1000 "),
+                         map_of(exact, "x", 10000, 31000));
+    CPPUNIT_ASSERT_EQUAL(std::string(), map_of(exact, "x", 16384, 20000));
+    CPPUNIT_ASSERT_EQUAL(std::string(), map_of(exact, "x", 1u << 30, 1));
+    CPPUNIT_ASSERT_EQUAL(std::string(), map_of(exact, "x", 8192, 0));
+    // Zeros that were written are data; what was zeroed is not.
+    CPPUNIT_ASSERT_EQUAL(0, write_at(exact, "x", 16384, zeros(4096)));
+    CPPUNIT_ASSERT_EQUAL(std::string("8192+12288 40000+4000 "),
+                         map_of(exact, "x"));
     WriteOp op;
-    op.zero(8192 + 4096 - 10, 4096 + 20);
-    CPPUNIT_ASSERT_EQUAL(0, step("x", op));
+    op.zero(12000, 4500).zero(42000, 1).zero(30000, 100);
+    CPPUNIT_ASSERT_EQUAL(0, write(exact, "x", op));
     CPPUNIT_ASSERT_EQUAL(
-        std::string("8192+4096 16384+4096 40960+4096 "),
-        map_of(store_, "x"));
+        std::string("8192+3808 16500+3980 40000+2000 42001+1999 "),
+        map_of(exact, "x"));
+    CPPUNIT_ASSERT_EQUAL(0, write_at(exact, "x", 11000, "c"));
+    CPPUNIT_ASSERT_EQUAL(
+        0, write_at(exact, "x", 41000, std::string(1001, 'd')));
+    CPPUNIT_ASSERT_EQUAL(
+        std::string("8192+3808 16500+3980 40000+4000 "),
+        map_of(exact, "x"));
     op.clear();
-    op.truncate(16384 + 100);
-    CPPUNIT_ASSERT_EQUAL(0, step("x", op));
-    CPPUNIT_ASSERT_EQUAL(std::string("8192+4096 16384+100 "),
-                         map_of(store_, "x"));
+    op.truncate(16600);
+    CPPUNIT_ASSERT_EQUAL(0, write(exact, "x", op));
+    CPPUNIT_ASSERT_EQUAL(std::string("8192+3808 16500+100 "),
+                         map_of(exact, "x"));
     op.clear();
-    op.zero(0, 1u << 20);
-    CPPUNIT_ASSERT_EQUAL(0, step("x", op));
-    CPPUNIT_ASSERT_EQUAL(std::string(), map_of(store_, "x"));
-    CPPUNIT_ASSERT_EQUAL(zeros(16484), content(store_, "x"));
+    op.truncate(50000);
+    CPPUNIT_ASSERT_EQUAL(0, write(exact, "x", op));
+    CPPUNIT_ASSERT_EQUAL(std::string("8192+3808 16500+100 "),
+                         map_of(exact, "x"));
+    CPPUNIT_ASSERT_EQUAL(zeros(8192) + std::string(2808, 'a') + "c" +
+                             std::string(999, 'a') + zeros(38000),
+                         content(exact, "x"));
+    op.clear();
+    op.zero(0, 49999);
+    CPPUNIT_ASSERT_EQUAL(0, write(exact, "x", op));
+    CPPUNIT_ASSERT_EQUAL(std::string(), map_of(exact, "x"));
+    CPPUNIT_ASSERT_EQUAL(zeros(50000), content(exact, "x"));
   }
 
   void map_extents_coarse() {
+    CPPUNIT_ASSERT_EQUAL(0, write_at(store_, "x", 10000, "a"));
+    CPPUNIT_ASSERT_EQUAL(std::string("8192+1809 "), map_of(store_, "x"));
     MemoryStore coarse({.map_granularity = 65536});
     CPPUNIT_ASSERT_EQUAL(0, write_at(coarse, "x", 70000, "a"));
     CPPUNIT_ASSERT_EQUAL(std::string("65536+4465 "), map_of(coarse, "x"));
@@ -773,9 +823,11 @@ class MemoryStoreTest : public CppUnit::TestFixture {
                          map_of(coarse, "x"));
     CPPUNIT_ASSERT_EQUAL(std::string("80000+20000 "),
                          map_of(coarse, "x", 80000, 20000));
+    CPPUNIT_ASSERT_EQUAL(std::string(), map_of(coarse, "x", 140000, 1000));
     CPPUNIT_ASSERT_EQUAL(0, write_at(coarse, "x", 131072 + 60000, "a"));
     CPPUNIT_ASSERT_EQUAL(std::string("65536+134465 "), map_of(coarse, "x"));
-    CPPUNIT_ASSERT_THROW(MemoryStore({.map_granularity = 1000}), Error);
+    CPPUNIT_ASSERT_EQUAL(std::string("140000+1000 "),
+                         map_of(coarse, "x", 140000, 1000));
     CPPUNIT_ASSERT_THROW(MemoryStore({.map_granularity = 0}), Error);
   }
 
@@ -837,8 +889,8 @@ class MemoryStoreTest : public CppUnit::TestFixture {
   }
 
   void notify_reaches_watchers() {
-    CPPUNIT_ASSERT_EQUAL(0, write_at(store_, "x", 0, ""));
-    CPPUNIT_ASSERT_EQUAL(0, write_at(store_, "y", 0, ""));
+    CPPUNIT_ASSERT_EQUAL(0, make(store_, "x"));
+    CPPUNIT_ASSERT_EQUAL(0, make(store_, "y"));
     Recorder first(store_, "x");
     Recorder second(store_, "x");
     Recorder other(store_, "y");
@@ -860,7 +912,7 @@ class MemoryStoreTest : public CppUnit::TestFixture {
   }
 
   void notify_times_out() {
-    CPPUNIT_ASSERT_EQUAL(0, write_at(store_, "x", 0, ""));
+    CPPUNIT_ASSERT_EQUAL(0, make(store_, "x"));
     Recorder good(store_, "x");
     Recorder silent(store_, "x", false);
     const auto watch1 = store_.watch("x", good);
@@ -883,7 +935,7 @@ class MemoryStoreTest : public CppUnit::TestFixture {
 
   void notify_without_watchers() {
     CPPUNIT_ASSERT_EQUAL(-ENOENT, store_.notify("x", "1", 20s));
-    CPPUNIT_ASSERT_EQUAL(0, write_at(store_, "x", 0, ""));
+    CPPUNIT_ASSERT_EQUAL(0, make(store_, "x"));
     CPPUNIT_ASSERT_EQUAL(0, store_.notify("x", "1", 20s));
   }
 
@@ -899,7 +951,7 @@ class MemoryStoreTest : public CppUnit::TestFixture {
   }
 
   void removing_breaks_watches() {
-    CPPUNIT_ASSERT_EQUAL(0, write_at(store_, "x", 0, ""));
+    CPPUNIT_ASSERT_EQUAL(0, make(store_, "x"));
     Recorder handler(store_, "x");
     const auto watch = store_.watch("x", handler);
     WriteOp op;
@@ -910,7 +962,7 @@ class MemoryStoreTest : public CppUnit::TestFixture {
     CPPUNIT_ASSERT_EQUAL(ENOTCONN, watch->check());
     CPPUNIT_ASSERT_EQUAL(std::size_t{0}, store_.watchers("x"));
     // The object is back, but the watch is not.
-    CPPUNIT_ASSERT_EQUAL(0, write_at(store_, "x", 0, ""));
+    CPPUNIT_ASSERT_EQUAL(0, make(store_, "x"));
     CPPUNIT_ASSERT_EQUAL(0, store_.notify("x", "1", 20s));
     CPPUNIT_ASSERT(handler.payloads().empty());
     CPPUNIT_ASSERT_EQUAL(ENOTCONN, watch->check());
@@ -919,7 +971,7 @@ class MemoryStoreTest : public CppUnit::TestFixture {
   // The handler is destroyed right after its watch: sanitizers see callbacks
   // that come later.
   void unwatching_ends_callbacks() {
-    CPPUNIT_ASSERT_EQUAL(0, write_at(store_, "x", 0, ""));
+    CPPUNIT_ASSERT_EQUAL(0, make(store_, "x"));
     std::atomic<bool> stop = false;
     std::thread notifier([&] {
       while (!stop) store_.notify("x", "1", 1s);

@@ -600,16 +600,17 @@ int MemoryStore::apply(const std::string& oid, const WriteOp& op,
 
   bool modified = false;
   bool removed = false;
-  int r = 0;
+  int result = 0;
   for (const WriteOp::Step& what : op.steps()) {
-    r = step(entry.head, compared, what, modified);
+    const int r = step(entry.head, compared, what, modified);
     if (r < 0) {
       if (clone || undo) entry.head = std::move(before);
       return r;
     }
+    result = std::max(result, r);
     if (what.kind == WriteOp::Kind::remove) removed = true;
   }
-  if (!modified) return r;
+  if (!modified) return result;
 
   if (clone) {
     Clone made_clone{.id = snapc.seq, .snaps = {}, .object = {}};

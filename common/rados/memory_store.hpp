@@ -10,9 +10,8 @@
 //     tmap_update and alloc_hint make a missing object; zero and truncate of
 //     one do nothing and succeed.
 //   - A zero that reaches the end of the object truncates it.
-//   - cmp_xattr_gt looks at the object as it was before the operation.  If
-//     it is the last step of an operation that changes nothing, the result
-//     is 1, not 0.
+//   - cmp_xattr_gt looks at the object as it was before the operation.  The
+//     result of an operation that compares but changes nothing is 1, not 0.
 //   - Data beyond max_object_size is refused with -EFBIG.
 //   - read, write, write_same and zero of no bytes are -EINVAL, because they
 //     must never be sent to an OSD.  It takes such a read as one of the whole

@@ -17,6 +17,8 @@ namespace {
 
 constexpr std::uint64_t max_size = (std::uint64_t{1} << 63) - 1;
 
+constexpr std::uint64_t smallest_stripe_unit = 512;
+
 /// What libradosstriper accepts (ceph: src/include/ceph_fs.h,
 /// CEPH_MIN_STRIPE_UNIT).
 constexpr std::uint64_t striper_unit = 64 * 1024;
@@ -24,7 +26,9 @@ constexpr std::uint64_t striper_max = (std::uint64_t{1} << 32) - 1;
 
 Pool open_pool(const std::shared_ptr<Cluster>& cluster,
                const std::string& pool, const std::string& name_space) {
-  return {cluster, cluster->open_pool(pool, name_space)};
+  using Purpose = Cluster::Purpose;
+  return {cluster, cluster->open_pool(pool, name_space, Purpose::metadata),
+          cluster->open_pool(pool, name_space, Purpose::data)};
 }
 
 [[noreturn]] void bad(const std::string& text) { throw Error(EINVAL, text); }
@@ -109,7 +113,14 @@ std::unique_ptr<ImageFormat> open_format(
   for (const Opener& o : openers)
     if (options.format == FormatChoice::automatic ||
         options.format == o.format)
-      if (auto format = o.open(pool, spec, options)) return format;
+      if (auto format = o.open(pool, spec, options)) {
+        // A request would be cut into single bytes.
+        if (format->traits().layout.stripe_unit() < smallest_stripe_unit)
+          throw Error(ENOTSUP,
+                      "image '" + spec.image + "' has a stripe unit below " +
+                          std::to_string(smallest_stripe_unit) + " bytes");
+        return format;
+      }
 
   std::string what = "image '" + spec.image + "'";
   if (options.format != FormatChoice::automatic)

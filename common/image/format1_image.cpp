@@ -20,6 +20,10 @@ namespace {
 /// A header of 500 snapshots with long names is 60 KiB.
 constexpr std::uint64_t header_limit = 8 << 20;
 
+/// Names of some 400,000 images.  It counts against what librados allows in
+/// flight (objecter_inflight_op_bytes, 100 MiB).
+constexpr std::uint64_t directory_limit = 16 << 20;
+
 /// False where the image has no header.
 bool read_header(const Pool& pool, const std::string& image,
                  Format1Header* header) {
@@ -79,7 +83,7 @@ class Format1 final : public ImageFormat {
   }
 
   ObjectStore& header_store() override { return *pool_.store; }
-  ObjectStore& data_store() override { return *pool_.store; }
+  ObjectStore& data_store() override { return *pool_.data; }
 
  private:
   const Format1Snapshot& find_snapshot(const Format1Header& header) const {
@@ -137,8 +141,13 @@ void create_format1(const Pool& pool, const ImageSpec& spec,
   const std::string update = encode_tmap_set(spec.image);
   WriteOp directory;
   directory.tmap_update(update);
-  wait_check(*pool.store->write(std::string(rbd_directory_oid), directory, {}),
-             pool.timeout(), "cannot register the image in rbd_directory");
+  const auto registered =
+      pool.store->write(std::string(rbd_directory_oid), directory, {});
+  const int registration = registered->wait_for(pool.timeout());
+  if (registration == -EOPNOTSUPP)
+    throw Error(ENOTSUP, "an erasure-coded pool cannot hold an image's "
+                         "metadata, only a data pool can be erasure-coded");
+  check(registration, "cannot register the image in rbd_directory");
 
   const ConstPiece piece{bytes.data(), bytes.size()};
   WriteOp write;
@@ -154,7 +163,8 @@ void create_format1(const Pool& pool, const ImageSpec& spec,
 void list_format1(const Pool& pool, Listing& into) {
   std::string bytes;
   const auto pending =
-      pool.store->read_all(std::string(rbd_directory_oid), 64 << 20, &bytes);
+      pool.store->read_all(std::string(rbd_directory_oid), directory_limit,
+                           &bytes);
   const int r = pending->wait_for(pool.timeout());
   if (r == -ENOENT || (r >= 0 && bytes.empty())) return;
   check(r, "cannot read rbd_directory");

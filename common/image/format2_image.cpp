@@ -94,9 +94,9 @@ class Format2 final : public ImageFormat {
  public:
   Format2(Pool pool, ImageSpec spec, const std::string& id)
       : pool_(std::move(pool)),
-        data_pool_(pool_),
         spec_(std::move(spec)),
         header_oid_(format2_header_oid(id)),
+        data_store_(pool_.data),
         core_(read_core()),
         traits_(make_traits()) {}
 
@@ -135,7 +135,7 @@ class Format2 final : public ImageFormat {
   }
 
   ObjectStore& header_store() override { return *pool_.store; }
-  ObjectStore& data_store() override { return *data_pool_.store; }
+  ObjectStore& data_store() override { return *data_store_; }
 
  private:
   void check_features(const Format2Features& f) const {
@@ -180,8 +180,8 @@ class Format2 final : public ImageFormat {
       core.data_pool =
           decode_get_data_pool(calls.output(calls.start("get_data_pool")));
       if (core.data_pool)
-        data_pool_.store =
-            pool_.cluster->open_pool(*core.data_pool, spec_.name_space);
+        data_store_ = pool_.cluster->open_pool(
+            *core.data_pool, spec_.name_space, Cluster::Purpose::data);
     }
     check_parent(calls);
     return core;
@@ -240,9 +240,9 @@ class Format2 final : public ImageFormat {
   }
 
   const Pool pool_;
-  Pool data_pool_;
   const ImageSpec spec_;
   const std::string header_oid_;
+  std::shared_ptr<ObjectStore> data_store_;
   SnapId snap_ = snap_head;
   const Format2Core core_;
   const ImageTraits traits_;

@@ -18,10 +18,11 @@
 
 namespace nbdrados {
 
-/// A pool's store and the bound on its metadata operations.
+/// A pool's stores and the bound on metadata operations.
 struct Pool {
   std::shared_ptr<Cluster> cluster;
-  std::shared_ptr<ObjectStore> store;
+  std::shared_ptr<ObjectStore> store;  // for metadata
+  std::shared_ptr<ObjectStore> data;
   [[nodiscard]] std::chrono::milliseconds timeout() const {
     return cluster->timeout();
   }

@@ -59,8 +59,22 @@ std::uint64_t choose_granularity(std::uint64_t asked, const Layout& layout) {
 /// Whether an error of loading the metadata means that the image cannot be
 /// used, and not only that it could not be asked.
 bool is_verdict(int code) {
-  return code == ENOENT || code == EIO || code == ESHUTDOWN;
+  switch (code) {
+    case ENOENT:
+    case ENXIO:
+    case EIO:
+    case EPERM:
+    case EACCES:
+    case ENOTSUP:
+    case ESHUTDOWN:
+      return true;
+    default:
+      return false;
+  }
 }
+
+/// What requests fail with after such a verdict.
+int failure_for(int code) { return code == ESHUTDOWN ? ESHUTDOWN : EIO; }
 
 }  // namespace
 
@@ -70,26 +84,14 @@ bool is_verdict(int code) {
 class Image::Maintenance final : public WatchHandler {
  public:
   explicit Maintenance(Image& image) : image_(image) {
-    const ImageTraits& traits = image_.traits_;
-    if (!traits.header_oid.empty()) {
-      try {
-        make_watch();
-      } catch (const Error& e) {
-        // A key without write capability cannot watch; who only reads can
-        // do without, and sees changes at the next open.
-        if (image_.options_.writable ||
-            (e.code() != EPERM && e.code() != EACCES && e.code() != EROFS))
-          throw;
-        image_.log(traits.name + ": changes will not be noticed: " +
-                   e.what());
-      }
-    }
-    interval_ = image_.format_->keep_alive_interval();
+    if (!image_.traits_.header_oid.empty()) make_watch();
+    image_.guarded_ = watch_ != nullptr || image_.format_->holds_lock();
   }
 
   /// Begins to act on notifications.  The image must have its first View.
   void start() {
-    if (watch_ || interval_) thread_ = std::thread([this] { work(); });
+    next_renewal_ = image_.format_->keep_alive();
+    if (watch_ || next_renewal_) thread_ = std::thread([this] { work(); });
   }
 
   ~Maintenance() override {
@@ -104,13 +106,15 @@ class Image::Maintenance final : public WatchHandler {
 
   void notified(std::uint64_t notify_id, std::uint64_t cookie,
                 std::string_view /*payload*/) noexcept override {
-    try {
+    {
       const std::scoped_lock lock(mutex_);
-      notifications_.emplace_back(notify_id, cookie);
-    } catch (...) {
-      // Out of memory.  Unanswered, the notifier waits for its timeout, and
-      // the header is read again all the same.
-      lost_.store(ETIMEDOUT);
+      try {
+        notifications_.emplace_back(notify_id, cookie);
+      } catch (...) {
+        // Out of memory.  Unanswered, the notifier waits for its timeout,
+        // and the header is read again all the same.
+        lost_watch_ = ETIMEDOUT;
+      }
     }
     wake_.notify_all();
   }
@@ -118,55 +122,91 @@ class Image::Maintenance final : public WatchHandler {
   void watch_lost(int code) noexcept override {
     {
       const std::scoped_lock lock(mutex_);
-      lost_.store(code);
+      lost_watch_ = code;
     }
     wake_.notify_all();
   }
 
  private:
+  using Notifications = std::vector<std::pair<std::uint64_t, std::uint64_t>>;
+  using Clock = std::chrono::steady_clock;
+
+  /// How often to look whether the watch is alive.  An OSD drops a watch
+  /// after 30 seconds (osd_client_watch_timeout), and who is cut off is not
+  /// told.
+  static constexpr std::chrono::seconds check_interval{5};
+
   void make_watch() {
-    watch_ = image_.format_->header_store().watch(image_.traits_.header_oid,
-                                                  *this);
+    try {
+      watch_ = image_.format_->header_store().watch(
+          image_.traits_.header_oid, *this);
+    } catch (const Error& e) {
+      // A key without write capability cannot watch; who only reads can do
+      // without, sees changes at the next open, and must ask whether what
+      // is absent is zeros.
+      if (image_.options_.writable ||
+          (e.code() != EPERM && e.code() != EACCES && e.code() != EROFS))
+        throw;
+      image_.guarded_ = false;
+      image_.log(image_.traits_.name + ": changes will not be noticed: " +
+                     e.what(),
+                 false);
+    }
   }
 
   void work() {
-    auto next_renewal = std::chrono::steady_clock::now();
-    if (interval_) next_renewal += *interval_;
     for (;;) {
-      std::vector<std::pair<std::uint64_t, std::uint64_t>> notifications;
+      Notifications notifications;
+      int code = 0;
       {
         std::unique_lock lock(mutex_);
         const auto something = [this] {
-          return stopping_ || !notifications_.empty() || lost_.load() != 0;
+          return stopping_ || !notifications_.empty() || lost_watch_ != 0;
         };
-        if (interval_)
-          wake_.wait_until(lock, next_renewal, something);
-        else
-          wake_.wait(lock, something);
+        const auto pause = std::min<std::chrono::milliseconds>(
+            next_renewal_.value_or(check_interval), check_interval);
+        const auto before = Clock::now();
+        wake_.wait_for(lock, pause, something);
         if (stopping_) return;
+        if (next_renewal_)
+          *next_renewal_ -=
+              std::chrono::duration_cast<std::chrono::milliseconds>(
+                  Clock::now() - before);
         notifications.swap(notifications_);
+        code = lost_watch_;
       }
-      if (lost_.load() != 0) {
-        restore_watch(lost_.load());
-      } else if (!notifications.empty()) {
-        try {
-          image_.load_and_publish();
-        } catch (const Error& e) {
-          image_.log(image_.traits_.name + ": " + e.what());
-          // After a verdict every request fails, until a later notification
-          // brings a better header.  Otherwise writes must wait until the
-          // change has been seen.
-          if (!is_verdict(e.code())) restore_watch(e.code());
-        }
-      }
-      for (const auto& [id, cookie] : notifications)
-        image_.format_->header_store().notify_ack(image_.traits_.header_oid,
-                                                  id, cookie, {});
-      if (interval_ && std::chrono::steady_clock::now() >= next_renewal) {
-        renew();
-        next_renewal = std::chrono::steady_clock::now() + *interval_;
+      // Nothing may end this thread, or notifications stay unanswered.
+      try {
+        serve(code, notifications);
+      } catch (const std::exception& e) {
+        image_.log(image_.traits_.name + ": " + e.what());
+        const std::scoped_lock lock(mutex_);
+        if (lost_watch_ == 0 && watch_) lost_watch_ = ETIMEDOUT;
       }
     }
+  }
+
+  void serve(int code, const Notifications& notifications) {
+    if (code == 0 && watch_) code = watch_->check();
+    if (code != 0) {
+      restore_watch(code);
+    } else if (!notifications.empty()) {
+      image_.hold_writes();
+      try {
+        image_.load_and_publish(true);
+      } catch (const Error& e) {
+        image_.log(image_.traits_.name + ": " + e.what());
+        // After a verdict every request fails, until a later notification
+        // brings a better header.  Otherwise writes must wait until the
+        // change has been seen.
+        if (!is_verdict(e.code())) restore_watch(e.code());
+      }
+    }
+    if (!notifications.empty()) image_.view_.synchronize();
+    for (const auto& [id, cookie] : notifications)
+      image_.format_->header_store().notify_ack(image_.traits_.header_oid, id,
+                                                cookie, {});
+    if (next_renewal_ && next_renewal_->count() <= 0) renew();
   }
 
   /// Makes the watch again and reads what may have been missed.
@@ -175,28 +215,37 @@ class Image::Maintenance final : public WatchHandler {
                error_text(code));
     image_.hold_writes();
     for (;;) {
-      lost_.store(0);
+      {
+        const std::scoped_lock lock(mutex_);
+        lost_watch_ = 0;
+      }
       watch_.reset();
       try {
         make_watch();
         image_.load_and_publish();
-        if (lost_.load() == 0) {
-          image_.log(image_.traits_.name + ": the header is watched again");
+        {
+          const std::scoped_lock lock(mutex_);
+          code = lost_watch_;
+        }
+        if (code == 0) {
+          image_.end_hold();
+          image_.log(image_.traits_.name + ": the header is watched again",
+                     false);
           return;
         }
       } catch (const Error& e) {
-        switch (e.code()) {
-          case ENOENT:
-            image_.fail_for_good(EIO, image_.traits_.name +
-                                          ": the image has been deleted");
-            return;
-          case ESHUTDOWN:
-            image_.fail_for_good(
-                ESHUTDOWN, image_.traits_.name + ": " + error_text(ESHUTDOWN));
-            return;
-          default:
-            image_.log(image_.traits_.name + ": " + e.what());
+        if (is_verdict(e.code())) {
+          image_.fail_for_good(
+              failure_for(e.code()),
+              image_.traits_.name +
+                  (e.code() == ENOENT
+                       ? ": the image has been deleted"
+                       : ": the header cannot be watched: " +
+                             error_text(e.code())));
+          watch_.reset();
+          return;
         }
+        image_.log(image_.traits_.name + ": " + e.what());
       }
       std::unique_lock lock(mutex_);
       if (wake_.wait_for(lock, std::chrono::seconds(1),
@@ -207,30 +256,23 @@ class Image::Maintenance final : public WatchHandler {
 
   void renew() {
     try {
-      const std::scoped_lock lock(image_.refresh_mutex_);
-      image_.format_->keep_alive();
-      return;
+      const std::scoped_lock lock(image_.format_mutex_);
+      next_renewal_ = image_.format_->keep_alive();
     } catch (const Error& e) {
-      if (e.code() != ESHUTDOWN) {
-        image_.log(image_.traits_.name + ": " + e.what());
-        return;
-      }
-      failure_ = e.what();
+      next_renewal_.reset();
+      image_.fail_for_good(ESHUTDOWN, image_.traits_.name + ": " + e.what());
     }
-    image_.fail_for_good(ESHUTDOWN, image_.traits_.name + ": " + failure_);
-    interval_.reset();
   }
 
   Image& image_;
-  std::optional<std::chrono::milliseconds> interval_;
-  std::string failure_;
+  /// Time left until the next renewal; used by the thread.
+  std::optional<std::chrono::milliseconds> next_renewal_;
+  std::unique_ptr<Watch> watch_;  // used by the thread, or before it starts
   std::mutex mutex_;
   std::condition_variable wake_;
-  std::vector<std::pair<std::uint64_t, std::uint64_t>>
-      notifications_;         // guarded by mutex_
-  bool stopping_ = false;     // guarded by mutex_
-  std::atomic<int> lost_{0};  // set under mutex_
-  std::unique_ptr<Watch> watch_;  // used by the thread, or before it starts
+  Notifications notifications_;  // guarded by mutex_
+  int lost_watch_ = 0;           // guarded by mutex_: positive errno
+  bool stopping_ = false;        // guarded by mutex_
   std::thread thread_;
 };
 
@@ -244,10 +286,7 @@ Image::Image(std::unique_ptr<ImageFormat> format, ImageOptions options)
       view_(std::make_unique<View>()) {
   // Watch first, then read: nothing can change unseen in between.
   maintenance_ = std::make_unique<Maintenance>(*this);
-  {
-    const std::scoped_lock lock(refresh_mutex_);
-    publish(format_->load());
-  }
+  load_and_publish();
   maintenance_->start();
 }
 
@@ -266,26 +305,29 @@ std::string Image::description() {
   return text;
 }
 
-void Image::log(const std::string& line) const {
-  if (options_.log) options_.log(line);
+void Image::log(const std::string& line, bool trouble) const {
+  if (options_.log) options_.log(line, trouble);
 }
 
 // Metadata ----------------------------------------------------------------
 
+/// The caller holds state_mutex_.
 void Image::publish(View view) {
   if (lost_ != 0) {
     view.failure = lost_;
     view.reason = lost_reason_;
   }
+  view.hold_writes = holding_ && view.failure == 0;
+  if (view == last_) return;
   last_ = view;
-  view_.publish(std::make_unique<View>(std::move(view)));
+  view_.store(std::make_unique<View>(std::move(view)));
   { const std::scoped_lock lock(hold_mutex_); }
   hold_changed_.notify_all();
 }
 
-void Image::load_and_publish() {
-  const std::scoped_lock lock(refresh_mutex_);
-  loads_started_.fetch_add(1);
+void Image::load_and_publish(bool end_hold) {
+  const std::scoped_lock one_load(format_mutex_);
+  const std::uint64_t mine = loads_started_.fetch_add(1) + 1;
   View view;
   try {
     view = format_->load();
@@ -294,49 +336,77 @@ void Image::load_and_publish() {
     // may be wrong, and writes would change snapshots.  Other errors, a
     // time-out for instance, say nothing about the header.
     if (is_verdict(e.code())) {
+      const std::scoped_lock lock(state_mutex_);
       view = last_;
-      view.failure = e.code() == ESHUTDOWN ? ESHUTDOWN : EIO;
+      view.failure = failure_for(e.code());
       view.reason = e.what();
+      if (end_hold) holding_ = false;
       publish(std::move(view));
+      last_verdict_ = mine;
     }
     throw;
   }
+  const std::scoped_lock lock(state_mutex_);
+  if (end_hold) holding_ = false;
   publish(std::move(view));
+  last_verdict_ = mine;
+  if (lost_ != 0) throw Error(lost_, lost_reason_);
 }
 
 void Image::refresh() { load_and_publish(); }
 
+bool Image::lost() {
+  const std::scoped_lock lock(state_mutex_);
+  return lost_ != 0;
+}
+
 void Image::hold_writes() {
-  const std::scoped_lock lock(refresh_mutex_);
-  View view = last_;
-  view.hold_writes = true;
-  publish(std::move(view));
+  const std::scoped_lock lock(state_mutex_);
+  holding_ = true;
+  publish(last_);
+}
+
+void Image::end_hold() {
+  const std::scoped_lock lock(state_mutex_);
+  holding_ = false;
+  publish(last_);
 }
 
 void Image::fail_for_good(int code, const std::string& reason) {
-  const std::scoped_lock lock(refresh_mutex_);
+  log(reason);
+  const std::scoped_lock lock(state_mutex_);
   lost_ = code;
   lost_reason_ = reason;
-  View view = last_;
-  view.hold_writes = false;
-  publish(std::move(view));
-  log(reason);
+  holding_ = false;
+  publish(last_);
 }
 
-void Image::confirm_snapshot() {
-  // An absent object of a snapshot reads as zeros, but only as long as the
-  // snapshot exists: afterwards all its objects are absent.  So the header
-  // is asked once more, after the fact.  Any load that began since then
-  // will do.
+bool Image::doubtful(const View& view) const noexcept {
+  // An absent object reads as zeros, but only as long as the image and the
+  // snapshot exist: afterwards all objects are absent.  What is watched or
+  // locked is not removed unseen; the end of a snapshot is seen late,
+  // because its objects go before the notification comes.
+  return view.snap != snap_head || view.hold_writes || !guarded_.load();
+}
+
+void Image::confirm_image() {
+  // The header is asked once more, after the fact.  Any load that began
+  // since then, and came to a verdict, will do.
   const std::uint64_t seen = loads_started_.load();
   {
-    const std::scoped_lock lock(refresh_mutex_);
-    if (loads_started_.load() > seen) {
+    const std::scoped_lock one_load(format_mutex_);
+    if (last_verdict_ > seen) {
+      const std::scoped_lock lock(state_mutex_);
       if (last_.failure != 0) throw Error(last_.failure, last_.reason);
       return;
     }
   }
-  load_and_publish();
+  try {
+    load_and_publish();
+  } catch (const Error& e) {
+    if (!is_verdict(e.code())) throw;
+    throw Error(failure_for(e.code()), e.what());
+  }
 }
 
 // Requests ----------------------------------------------------------------
@@ -442,9 +512,9 @@ void Image::read(char* buffer, std::uint64_t length, std::uint64_t offset) {
       buffer += n;
       offset += n;
     }
-    confirm = missing && view->snap != snap_head;
+    confirm = missing && doubtful(*view);
   }
-  if (confirm) confirm_snapshot();
+  if (confirm) confirm_image();
 }
 
 template <class Request>
@@ -540,17 +610,14 @@ void Image::zero_chunk(const View& view, std::uint64_t length,
     const ObjectExtent& e = extents[i];
     WriteOp op;
     if (how == Zero::free) {
-      // Only what reaches the object's full size is cut off or removed: an
-      // image that is being grown by somebody else can have data behind the
-      // end that we know of.
-      const bool to_end = e.offset + e.length == layout.object_size();
-      const bool keep = traits_.keep_first_object && e.object_no == 0;
-      if (!to_end)
-        op.zero(e.offset, e.length);
-      else if (e.offset != 0 || keep)
-        op.truncate(e.offset);
+      // Only what is an object's full size is removed: an image that is
+      // being grown by somebody else can have data behind the end that we
+      // know of.  The rest is zeroed; truncating is no choice, because it
+      // would make shorter objects longer.
+      if (e.length == layout.object_size())
+        free_object(op, e.object_no);
       else
-        op.remove();
+        op.zero(e.offset, e.length);
     } else {
       if (traits_.alloc_hints)
         op.alloc_hint(layout.object_size(), layout.object_size());
@@ -572,11 +639,47 @@ void Image::zero_chunk(const View& view, std::uint64_t length,
   }
 }
 
+void Image::free_object(WriteOp& op, std::uint64_t object_no) const {
+  if (traits_.keep_first_object && object_no == 0)
+    op.truncate(0);
+  else
+    op.remove();
+}
+
+void Image::zero_objects(const View& view, std::uint64_t first,
+                         std::uint64_t count) {
+  std::vector<std::unique_ptr<Pending>> pending;
+  pending.reserve(count);
+  for (std::uint64_t i = 0; i < count; ++i) {
+    WriteOp op;
+    free_object(op, first + i);
+    pending.push_back(data_.write(object_name(first + i), op, view.snapc));
+  }
+  for (const auto& p : pending) (void)p->wait();
+  for (std::uint64_t i = 0; i < count; ++i)
+    if (const int r = pending[i]->wait(); r < 0 && r != -ENOENT)
+      object_error(-r, "cannot remove", first + i);
+}
+
 void Image::zero(std::uint64_t length, std::uint64_t offset, Zero how) {
   write_request(length, offset, [&](const View& view) {
     const std::uint64_t end = offset + length;
+    const std::uint64_t set = traits_.layout.object_set_size();
     for (std::uint64_t at = offset; at < end;) {
-      const std::uint64_t n = chunk_end(at, end, chunk_units) - at;
+      if (how == Zero::free && at % set == 0 && end - at >= set) {
+        // Whole object sets need no arithmetic: their objects go.
+        const std::uint64_t count =
+            (end - at) / set * traits_.layout.stripe_count();
+        const std::uint64_t first = at / set * traits_.layout.stripe_count();
+        for (std::uint64_t i = 0; i < count; i += chunk_units)
+          zero_objects(view, first + i, std::min(chunk_units, count - i));
+        at += (end - at) / set * set;
+        continue;
+      }
+      // Up to the next object set, so that the above finds it whole.
+      const std::uint64_t stop =
+          set <= end - at ? (at / set + 1) * set : end;
+      const std::uint64_t n = chunk_end(at, stop, chunk_units) - at;
       zero_chunk(view, n, at, how);
       at += n;
     }
@@ -640,9 +743,11 @@ bool Image::find_data(const View& view, std::uint64_t length,
 
   options_.workers->for_each(objects.size(), [&](std::size_t i) {
     Object& o = objects[i];
+    std::uint64_t bytes = o.extent->length;
+    if (o.size != 0) bytes = std::min(bytes, o.size - o.extent->offset);
     o.result = data_.map_extents(object_name(o.extent->object_no),
-                                 o.extent->offset, o.extent->length,
-                                 view.snap, &o.ranges);
+                                 o.extent->offset, bytes, view.snap,
+                                 &o.ranges);
   });
 
   std::vector<Object> unmapped;
@@ -723,18 +828,21 @@ std::vector<Extent> Image::extents(std::uint64_t length, std::uint64_t offset,
       data.clear();
       missing |= find_data(*view, stop - at, at, data);
       for (const Fragment& f : data) {
-        append(at, f.image_offset - at, false);
-        append(f.image_offset, f.length, true);
-        at = f.image_offset + f.length;
+        const std::uint64_t from = std::max(at, f.image_offset);
+        const std::uint64_t to = f.image_offset + f.length;
+        if (to <= from) continue;
+        append(at, from - at, false);
+        append(from, to - from, true);
+        at = to;
       }
       append(at, stop - at, false);
       at = stop;
       if ((one && list.size() > 1) || Clock::now() >= deadline) break;
       units = std::min(units * 4, chunk_units);
     }
-    confirm = missing && view->snap != snap_head;
+    confirm = missing && doubtful(*view);
   }
-  if (confirm) confirm_snapshot();
+  if (confirm) confirm_image();
   if (one && list.size() > 1) list.resize(1);
   return list;
 }

@@ -13,16 +13,19 @@
 //
 //     somebody            OSD              maintenance thread     requests
 //     change header  -->
-//     notify         -->  notify --------> load the header
-//                                          publish the new View   new ones use
+//     notify         -->  notify --------> hold new writes
+//                                          load the header
+//                                          publish the new View   go on with
 //                                          wait for old requests  the new View
 //                         ack <----------- notify_ack
 //     notify returns <--
 //
 // so when the notifier's notify returns, no write under the old snapshot
 // context is in flight or will be (ceph: src/librbd/ImageWatcher.cc, the
-// HEADER_UPDATE notification).  While the watch is broken, notifications can
-// be missed, so writes wait until it is made again and the header re-read.
+// HEADER_UPDATE notification).  Writes are held at once, because a notifier
+// that gets no answer in time goes on without.  While the watch is broken,
+// notifications can be missed, so writes wait until it is made again and the
+// header re-read.
 
 #ifndef NBDRADOS_IMAGE_IMAGE_HPP
 #define NBDRADOS_IMAGE_IMAGE_HPP
@@ -79,11 +82,12 @@ struct View {
   std::uint64_t size = 0;     // bytes
   SnapContext snapc = {};     // for writes
   SnapId snap = snap_head;    // what is read
-  /// The watch is broken: writes wait.
+  /// The header may have changed: writes wait.
   bool hold_writes = false;
   /// Not 0: every request fails with this positive errno and `reason`.
   int failure = 0;
   std::string reason = {};
+  bool operator==(const View&) const = default;
 };
 
 /// The metadata of one format.  Called by one thread at a time.
@@ -97,14 +101,16 @@ class ImageFormat {
   /// snapshot is gone, EIO where the header makes no sense.
   [[nodiscard]] virtual View load() = 0;
 
-  /// How often to call keep_alive; none: never.
+  /// Whether a lock that this format holds keeps others from removing the
+  /// image.
+  [[nodiscard]] virtual bool holds_lock() const { return false; }
+
+  /// Renews what expires, such as a lock, and returns after what time to
+  /// call it again; none: never.  Throws Error(ESHUTDOWN) when it is lost.
   [[nodiscard]] virtual std::optional<std::chrono::milliseconds>
-  keep_alive_interval() const {
+  keep_alive() {
     return std::nullopt;
   }
-  /// Renews what expires, such as a lock.  Throws Error; ESHUTDOWN or
-  /// EBUSY: it is lost.
-  virtual void keep_alive() {}
 
   /// Where the header is, and where the data is.
   [[nodiscard]] virtual ObjectStore& header_store() = 0;
@@ -120,8 +126,9 @@ struct ImageOptions {
   /// For blocking calls; shared with other images.
   std::shared_ptr<WorkerPool> workers = {};
   /// Receives a line about an event that no request reports (a broken watch
-  /// for instance).  Called by any thread.
-  std::function<void(const std::string&)> log = {};
+  /// for instance), and whether it is trouble or only good to know.  Called
+  /// by any thread.
+  std::function<void(const std::string& line, bool trouble)> log = {};
 };
 
 /// An open image.  Every member may be called by any thread at any time,
@@ -146,8 +153,13 @@ class Image {
     return discard_granularity_;
   }
 
-  /// Reads the metadata again, as for a new client.  Throws Error.
+  /// Reads the metadata again, as for a new client.  Throws Error, also
+  /// where the image has been lost for good.
   void refresh();
+
+  /// Whether the image can never be used again, because its lock or its
+  /// header is lost; it must be opened anew.
+  [[nodiscard]] bool lost();
 
   /// Missing objects and what is beyond an object's end are zeros; every
   /// other error is an error.
@@ -199,15 +211,21 @@ class Image {
                    std::uint64_t offset);
   void zero_chunk(const View& view, std::uint64_t length,
                   std::uint64_t offset, Zero how);
-  void confirm_snapshot();
+  void free_object(WriteOp& op, std::uint64_t object_no) const;
+  void zero_objects(const View& view, std::uint64_t first,
+                    std::uint64_t count);
+  /// Whether an absent object of the View must be confirmed.
+  [[nodiscard]] bool doubtful(const View& view) const noexcept;
+  void confirm_image();
   [[noreturn]] void object_error(int code, const char* doing,
                                  std::uint64_t object_no) const;
 
-  void load_and_publish();
-  void publish(View view);
+  void load_and_publish(bool end_hold = false);
   void hold_writes();
+  void end_hold();
   void fail_for_good(int code, const std::string& reason);
-  void log(const std::string& line) const;
+  void publish(View view);
+  void log(const std::string& line, bool trouble = true) const;
 
   const std::unique_ptr<ImageFormat> format_;
   const ImageTraits& traits_;
@@ -216,13 +234,22 @@ class Image {
   const std::uint64_t discard_granularity_;
 
   Published<View> view_;
-  /// Held while the metadata is read and published.  That is I/O under a
-  /// lock, but no request takes it: it keeps refreshes one at a time.
-  std::mutex refresh_mutex_;
+
+  /// Held while the format reads or renews its metadata.  That is I/O under a
+  /// lock, but no request takes it, except those that must ask for the
+  /// metadata anyway.  Taken before state_mutex_.
+  std::mutex format_mutex_;
   std::atomic<std::uint64_t> loads_started_{0};
-  View last_;          // guarded by refresh_mutex_: what view_ holds
-  int lost_ = 0;       // guarded by refresh_mutex_: failed for good
-  std::string lost_reason_;  // guarded by refresh_mutex_
+  std::uint64_t last_verdict_ = 0;  // guarded by format_mutex_: that load
+
+  std::mutex state_mutex_;
+  View last_;                // guarded by state_mutex_: what view_ holds
+  bool holding_ = false;     // guarded by state_mutex_: writes are held
+  int lost_ = 0;             // guarded by state_mutex_: failed for good
+  std::string lost_reason_;  // guarded by state_mutex_
+
+  /// The header is watched or locked, so it does not vanish unseen.
+  std::atomic<bool> guarded_{false};
 
   /// For writes that wait while hold_writes is set.
   std::mutex hold_mutex_;

@@ -29,6 +29,9 @@ using Clock = std::chrono::steady_clock;
 
 constexpr std::chrono::seconds lock_duration{60};
 constexpr std::chrono::seconds lock_renewal{15};
+constexpr std::chrono::seconds lock_retry{1};
+/// Longest time that one attempt may take.
+constexpr std::chrono::seconds lock_patience{5};
 /// Requests stop this long before the OSD drops the lock.
 constexpr std::chrono::seconds lock_margin{10};
 
@@ -138,27 +141,32 @@ class Striper final : public ImageFormat {
     return view;
   }
 
-  std::optional<std::chrono::milliseconds> keep_alive_interval()
-      const override {
-    if (!locked_) return std::nullopt;
-    return lock_renewal;
-  }
+  bool holds_lock() const override { return locked_; }
 
-  void keep_alive() override {
+  std::optional<std::chrono::milliseconds> keep_alive() override {
+    if (!locked_) return std::nullopt;
+    if (Clock::now() < locked_at_ + lock_retry) return lock_renewal;
     const int r = lock();
-    if (r >= 0) return;
-    if (r == -EBUSY || r == -ENOENT || r == -ESHUTDOWN ||
-        Clock::now() >= locked_at_ + lock_duration - lock_margin)
+    if (r >= 0) return lock_renewal;
+    if (r == -EBUSY || r == -ENOENT || r == -ENXIO || r == -ESHUTDOWN ||
+        Clock::now() >= deadline())
       throw Error(ESHUTDOWN,
                   "the lock striper.lock is lost: " + error_text(-r));
-    fail(-r, "cannot renew the lock striper.lock");
+    return std::min<std::chrono::milliseconds>(
+        lock_retry, std::chrono::duration_cast<std::chrono::milliseconds>(
+                        deadline() - Clock::now()));
   }
 
   ObjectStore& header_store() override { return *pool_.store; }
-  ObjectStore& data_store() override { return *pool_.store; }
+  ObjectStore& data_store() override { return *pool_.data; }
 
  private:
   std::string first_oid() const { return striper_oid(spec_.image, 0); }
+
+  /// When requests must stop, unless the lock has been renewed.
+  Clock::time_point deadline() const {
+    return locked_at_ + lock_duration - lock_margin;
+  }
 
   /// Takes or renews the lock.  Returns 0 or a negative errno.
   int lock() {
@@ -170,8 +178,12 @@ class Striper final : public ImageFormat {
     WriteOp op;
     op.assert_exists().exec(lock_class, lock_method_lock, input);
     const auto pending = pool_.store->write(first_oid(), op, {});
-    const int r = pending->wait_for(std::min<std::chrono::milliseconds>(
-        pool_.timeout(), lock_renewal));
+    const auto patience =
+        locked_ ? std::clamp<Clock::duration>(deadline() - asked, {},
+                                              lock_patience)
+                : Clock::duration(pool_.timeout());
+    const int r = pending->wait_for(
+        std::chrono::duration_cast<std::chrono::milliseconds>(patience));
     if (r >= 0) locked_at_ = asked;
     return r;
   }

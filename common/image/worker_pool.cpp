@@ -6,6 +6,8 @@
 #include <atomic>
 #include <exception>
 #include <memory>
+#include <new>
+#include <system_error>
 
 namespace nbdrados {
 
@@ -65,12 +67,18 @@ void WorkerPool::for_each(std::size_t count,
     round->finished.notify_all();
   };
 
-  const std::size_t helpers = std::min(count - 1, limit_);
-  if (helpers > 0) {
+  {
     const std::scoped_lock lock(mutex_);
-    for (std::size_t i = 0; i < helpers; ++i) queue_.push_back(take_part);
-    while (threads_.size() < helpers)
-      threads_.emplace_back([this] { work(); });
+    // Without help it only takes longer, so what fails here (too many
+    // threads, no memory) is no error.
+    try {
+      const std::size_t helpers = std::min(count - 1, limit_);
+      while (threads_.size() < helpers)
+        threads_.emplace_back([this] { work(); });
+      for (std::size_t i = 0; i < helpers; ++i) queue_.push_back(take_part);
+    } catch (const std::system_error&) {
+    } catch (const std::bad_alloc&) {
+    }
   }
   wake_.notify_all();
 

@@ -52,12 +52,18 @@ class Cluster : public std::enable_shared_from_this<Cluster> {
       const ClusterConfig& config);
   virtual ~Cluster() = default;
 
+  /// What a store is for.  Metadata operations (locks, watches, headers)
+  /// never wait for space, whatever wait_when_full says.
+  enum class Purpose : std::uint8_t { metadata, data };
+
   /// A pool and RADOS namespace ("": the default one).  Throws Error ENOENT
   /// where there is no such pool.
   [[nodiscard]] virtual std::shared_ptr<ObjectStore> open_pool(
-      const std::string& pool, const std::string& name_space) = 0;
+      const std::string& pool, const std::string& name_space,
+      Purpose purpose) = 0;
   [[nodiscard]] virtual std::shared_ptr<ObjectStore> open_pool(
-      std::int64_t pool_id, const std::string& name_space) = 0;
+      std::int64_t pool_id, const std::string& name_space,
+      Purpose purpose) = 0;
 
   /// This client's id, the number in "client.4711".
   [[nodiscard]] virtual std::uint64_t client_id() const = 0;

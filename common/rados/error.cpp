@@ -42,6 +42,8 @@ std::string error_text(int code) {
       return "this client has been blocklisted by the cluster";
     case ETIMEDOUT:
       return "no answer from the cluster within the time limit";
+    case ENXIO:
+      return "the pool has been deleted";
     case ENOTCONN:
       return "not connected to the cluster";
     default:

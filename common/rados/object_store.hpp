@@ -150,7 +150,8 @@ class WriteOp {
   std::size_t count_ = 0;
 };
 
-/// An operation in flight.  It completes exactly once.  Destroying it before
+/// An operation in flight.  -ENOENT always means the object: when the pool
+/// is gone, the result is -ENXIO.  It completes exactly once.  Destroying it before
 /// that waits: nothing that the operation points to is touched afterwards.
 class Pending {
  public:

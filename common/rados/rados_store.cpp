@@ -11,6 +11,9 @@
 // (WriteBuffers::wait_released); normally that is so at completion
 // (Objecter::handle_osd_op_reply drops the operation before it completes
 // it, ceph: src/osdc/Objecter.cc).
+// An operation that is given up before it is sent (a metadata operation that
+// takes too long, or any where the user has set rados_osd_op_timeout) would
+// keep its message for as long as the OSD is away, so there data is copied.
 // A read copies once, from the buffer that the messenger received into the
 // caller's.
 //
@@ -19,9 +22,10 @@
 
 #include <rados/librados.hpp>
 
+#include <algorithm>
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
-#include <list>
 #include <mutex>
 #include <thread>
 #include <unistd.h>
@@ -54,10 +58,12 @@ class Completion {
   librados::AioCompletion* c_;
 };
 
+class RadosStore;
+
 /// The pending operation of every kind: what differs is finish().
 class RadosPending : public Pending {
  public:
-  explicit RadosPending(librados::IoCtx& io) : io_(io) {}
+  explicit RadosPending(RadosStore& store) : store_(store) {}
 
   [[nodiscard]] int wait() final {
     if (!done_) {
@@ -76,7 +82,7 @@ class RadosPending : public Pending {
     auto pause = std::chrono::microseconds(50);
     while (!completion_.get()->is_complete()) {
       if (std::chrono::steady_clock::now() >= deadline) {
-        io_.aio_cancel(completion_.get());
+        cancel();
         completion_.get()->wait_for_complete();
         settle();
         if (result_ == -ECANCELED) result_ = -ETIMEDOUT;
@@ -105,14 +111,10 @@ class RadosPending : public Pending {
   virtual int finish(int r) = 0;
 
  private:
-  void settle() {
-    const int r = submit_result_ != 0 ? submit_result_
-                                      : completion_.get()->get_return_value();
-    done_ = true;
-    result_ = finish(r);
-  }
+  void cancel();
+  void settle();
 
-  librados::IoCtx& io_;
+  RadosStore& store_;
   Completion completion_;
   int submit_result_ = 0;
   int result_ = 0;
@@ -121,8 +123,8 @@ class RadosPending : public Pending {
 
 class ReadPending final : public RadosPending {
  public:
-  ReadPending(librados::IoCtx& io, std::span<const MutablePiece> pieces)
-      : RadosPending(io), pieces_(pieces) {}
+  ReadPending(RadosStore& store, std::span<const MutablePiece> pieces)
+      : RadosPending(store), pieces_(pieces) {}
   ~ReadPending() override { drain(); }
   bufferlist data;
 
@@ -148,10 +150,16 @@ class ReadPending final : public RadosPending {
 /// The caller's memory while librados uses it.
 class WriteBuffers {
  public:
+  explicit WriteBuffers(bool copy) : copy_(copy) {}
+
   bufferlist refer(std::span<const ConstPiece> pieces) {
     bufferlist bl;
     for (const ConstPiece& piece : pieces) {
       if (piece.size == 0) continue;
+      if (copy_) {
+        bl.append(piece.data, static_cast<unsigned>(piece.size));
+        continue;
+      }
       // librados never writes to the buffers of a write operation; its
       // interface just has no const form.
       ceph::buffer::ptr p(ceph::buffer::create_static(
@@ -179,12 +187,14 @@ class WriteBuffers {
   }
 
  private:
+  const bool copy_;
   std::vector<ceph::buffer::ptr> held_;
 };
 
 class WritePending final : public RadosPending {
  public:
-  using RadosPending::RadosPending;
+  WritePending(RadosStore& store, bool copy)
+      : RadosPending(store), buffers(copy) {}
   ~WritePending() override {
     drain();
     buffers.wait_released();
@@ -211,8 +221,8 @@ class StatPending final : public RadosPending {
 
 class BytesPending final : public RadosPending {
  public:
-  BytesPending(librados::IoCtx& io, std::string* out)
-      : RadosPending(io), out_(out) {}
+  BytesPending(RadosStore& store, std::string* out)
+      : RadosPending(store), out_(out) {}
   ~BytesPending() override { drain(); }
   bufferlist input, data;
 
@@ -226,14 +236,17 @@ class BytesPending final : public RadosPending {
 
 class XattrsPending final : public RadosPending {
  public:
-  XattrsPending(librados::IoCtx& io, std::map<std::string, std::string>* out)
-      : RadosPending(io), out_(out) {}
+  XattrsPending(RadosStore& store, std::map<std::string, std::string>* out)
+      : RadosPending(store), out_(out) {}
   ~XattrsPending() override { drain(); }
+  librados::ObjectReadOperation op;
   std::map<std::string, bufferlist> attrs;
+  int op_result = 0;
 
  private:
   int finish(int r) override {
     if (r < 0) return r;
+    if (op_result < 0) return op_result;
     out_->clear();
     for (auto& [name, value] : attrs) out_->emplace(name, value.to_str());
     return 0;
@@ -242,18 +255,24 @@ class XattrsPending final : public RadosPending {
 };
 
 /// What librados calls for a watch.  It may call until the watch is gone
-/// from the OSD, which can be later than our Watch is: then `handler_` is
-/// null and nothing happens.
+/// from the OSD, which can be later than our Watch is.  Then `handler_` is
+/// null, and notifications are answered at once, so that no notifier waits
+/// for us.
 class WatchContext final : public librados::WatchCtx2 {
  public:
-  explicit WatchContext(WatchHandler& handler) : handler_(&handler) {}
+  WatchContext(librados::IoCtx& io, std::string oid, WatchHandler& handler)
+      : io_(io), oid_(std::move(oid)), handler_(&handler) {}
 
   void handle_notify(std::uint64_t notify_id, std::uint64_t cookie,
                      std::uint64_t /*notifier_id*/,
                      bufferlist& bl) override {
     const std::scoped_lock lock(mutex_);
-    if (handler_ == nullptr) return;
-    handler_->notified(notify_id, cookie, {bl.c_str(), bl.length()});
+    if (handler_ != nullptr) {
+      handler_->notified(notify_id, cookie, {bl.c_str(), bl.length()});
+      return;
+    }
+    bufferlist empty;
+    io_.notify_ack(oid_, notify_id, cookie, empty);
   }
   void handle_error(std::uint64_t /*cookie*/, int err) override {
     const std::scoped_lock lock(mutex_);
@@ -265,7 +284,24 @@ class WatchContext final : public librados::WatchCtx2 {
     handler_ = nullptr;
   }
 
+  /// Written by librados until `registered` is complete.
+  std::uint64_t handle = 0;
+  Completion registered;
+
+  /// Waits for an operation on the watch, at most until `deadline`.
+  /// Returns its result, or -ETIMEDOUT.
+  static int wait(Completion& c,
+                  std::chrono::steady_clock::time_point deadline) {
+    while (!c.get()->is_complete()) {
+      if (std::chrono::steady_clock::now() >= deadline) return -ETIMEDOUT;
+      std::this_thread::sleep_for(std::chrono::microseconds(200));
+    }
+    return c.get()->get_return_value();
+  }
+
  private:
+  librados::IoCtx io_;
+  const std::string oid_;
   std::mutex mutex_;
   WatchHandler* handler_;  // guarded by mutex_
 };
@@ -275,25 +311,24 @@ class RadosCluster;
 class RadosWatch final : public Watch {
  public:
   RadosWatch(std::shared_ptr<RadosCluster> cluster, librados::IoCtx& io,
-             std::shared_ptr<WatchContext> context, std::uint64_t handle)
-      : cluster_(std::move(cluster)),
-        io_(io),
-        context_(std::move(context)),
-        handle_(handle) {}
+             std::shared_ptr<WatchContext> context)
+      : cluster_(std::move(cluster)), io_(io), context_(std::move(context)) {}
   ~RadosWatch() override;
   RadosWatch(const RadosWatch&) = delete;
   RadosWatch& operator=(const RadosWatch&) = delete;
 
   [[nodiscard]] int check() override {
-    const int r = io_.watch_check(handle_);
-    return r < 0 ? -r : 0;
+    // Milliseconds since the OSD last confirmed the watch.
+    constexpr int stale = 20 * 1000;
+    const int r = io_.watch_check(context_->handle);
+    if (r < 0) return -r;
+    return r > stale ? ETIMEDOUT : 0;
   }
 
  private:
   std::shared_ptr<RadosCluster> cluster_;
   librados::IoCtx io_;
   std::shared_ptr<WatchContext> context_;
-  std::uint64_t handle_;
 };
 
 class RadosCluster final : public Cluster {
@@ -301,12 +336,23 @@ class RadosCluster final : public Cluster {
   explicit RadosCluster(const ClusterConfig& config);
   ~RadosCluster() override;
 
-  std::shared_ptr<ObjectStore> open_pool(
-      const std::string& pool, const std::string& name_space) override;
-  std::shared_ptr<ObjectStore> open_pool(
-      std::int64_t pool_id, const std::string& name_space) override;
+  std::shared_ptr<ObjectStore> open_pool(const std::string& pool,
+                                         const std::string& name_space,
+                                         Purpose purpose) override;
+  std::shared_ptr<ObjectStore> open_pool(std::int64_t pool_id,
+                                         const std::string& name_space,
+                                         Purpose purpose) override;
   std::uint64_t client_id() const override { return client_id_; }
   std::chrono::milliseconds timeout() const override { return timeout_; }
+
+  /// What the answer -ENOENT means: the Objecter gives it for a missing
+  /// object and for a missing pool alike (ceph: src/osdc/Objecter.cc,
+  /// _check_op_pool_dne).
+  int why_missing(std::int64_t pool) {
+    std::string name;
+    return rados_.pool_reverse_lookup(pool, &name) == -ENOENT ? -ENXIO
+                                                              : -ENOENT;
+  }
 
   /// Returns when no watch callback is queued or under way.
   void flush_watches() { rados_.watch_flush(); }
@@ -320,12 +366,14 @@ class RadosCluster final : public Cluster {
 
  private:
   std::shared_ptr<ObjectStore> make_store(librados::IoCtx io,
-                                          const std::string& name_space);
+                                          const std::string& name_space,
+                                          Purpose purpose);
 
   librados::Rados rados_;
   std::uint64_t client_id_ = 0;
   std::chrono::milliseconds timeout_;
   bool wait_when_full_;
+  bool operations_time_out_ = false;
   std::mutex mutex_;
   std::vector<std::shared_ptr<WatchContext>> retired_;  // guarded by mutex_
 };
@@ -337,14 +385,8 @@ RadosWatch::~RadosWatch() {
                         std::min<std::chrono::milliseconds>(
                             cluster_->timeout(), std::chrono::seconds(5));
   Completion done;
-  bool gone = io_.aio_unwatch(handle_, done.get()) == 0;
-  while (gone && !done.get()->is_complete()) {
-    if (std::chrono::steady_clock::now() >= deadline)
-      gone = false;
-    else
-      std::this_thread::sleep_for(std::chrono::microseconds(200));
-  }
-  if (gone)
+  if (io_.aio_unwatch(context_->handle, done.get()) == 0 &&
+      WatchContext::wait(done, deadline) != -ETIMEDOUT)
     cluster_->flush_watches();
   else
     cluster_->retire(std::move(context_));
@@ -352,15 +394,25 @@ RadosWatch::~RadosWatch() {
 
 class RadosStore final : public ObjectStore {
  public:
-  RadosStore(std::shared_ptr<RadosCluster> cluster, librados::IoCtx io)
-      : cluster_(std::move(cluster)), io_(std::move(io)) {}
+  RadosStore(std::shared_ptr<RadosCluster> cluster, librados::IoCtx io,
+             bool copy_writes)
+      : cluster_(std::move(cluster)),
+        io_(std::move(io)),
+        pool_id_(io_.get_id()),
+        copy_writes_(copy_writes) {}
+
+  /// For results: tells a missing pool from a missing object.
+  int result(int r) {
+    return r == -ENOENT ? cluster_->why_missing(pool_id_) : r;
+  }
+  void cancel(librados::AioCompletion* c) { io_.aio_cancel(c); }
 
   std::unique_ptr<Pending> read(const std::string& oid, std::uint64_t offset,
                                 std::span<const MutablePiece> pieces,
                                 SnapId snap) override {
     std::size_t length = 0;
     for (const MutablePiece& piece : pieces) length += piece.size;
-    auto p = std::make_unique<ReadPending>(io_, pieces);
+    auto p = std::make_unique<ReadPending>(*this, pieces);
     p->submitted(
         io_.aio_read(oid, p->completion(), &p->data, length, offset, snap));
     return p;
@@ -371,7 +423,7 @@ class RadosStore final : public ObjectStore {
 
   std::unique_ptr<Pending> stat(const std::string& oid, std::uint64_t* size,
                                 SnapId snap) override {
-    auto p = std::make_unique<StatPending>(io_);
+    auto p = std::make_unique<StatPending>(*this);
     p->op.stat2(size, nullptr, &p->op_result);
     p->submitted(
         io_at(snap).aio_operate(oid, p->completion(), &p->op, nullptr));
@@ -382,7 +434,7 @@ class RadosStore final : public ObjectStore {
                                 std::string_view method,
                                 std::string_view input,
                                 std::string* output) override {
-    auto p = std::make_unique<BytesPending>(io_, output);
+    auto p = std::make_unique<BytesPending>(*this, output);
     p->input = copied(input);
     p->submitted(io_.aio_exec(oid, p->completion(), std::string(cls).c_str(),
                               std::string(method).c_str(), p->input,
@@ -393,15 +445,18 @@ class RadosStore final : public ObjectStore {
   std::unique_ptr<Pending> xattrs(
       const std::string& oid,
       std::map<std::string, std::string>* out) override {
-    auto p = std::make_unique<XattrsPending>(io_, out);
-    p->submitted(io_.aio_getxattrs(oid, p->completion(), p->attrs));
+    // Not aio_getxattrs, which cannot be cancelled: its completion is not
+    // that of the operation (ceph: src/librados/IoCtxImpl.cc).
+    auto p = std::make_unique<XattrsPending>(*this, out);
+    p->op.getxattrs(&p->attrs, &p->op_result);
+    p->submitted(io_.aio_operate(oid, p->completion(), &p->op, nullptr));
     return p;
   }
 
   std::unique_ptr<Pending> read_all(const std::string& oid,
                                     std::uint64_t limit,
                                     std::string* out) override {
-    auto p = std::make_unique<BytesPending>(io_, out);
+    auto p = std::make_unique<BytesPending>(*this, out);
     p->submitted(
         io_.aio_read(oid, p->completion(), &p->data, limit, 0, snap_head));
     return p;
@@ -413,11 +468,21 @@ class RadosStore final : public ObjectStore {
 
   std::unique_ptr<Watch> watch(const std::string& oid,
                                WatchHandler& handler) override {
-    auto context = std::make_shared<WatchContext>(handler);
-    std::uint64_t handle = 0;
-    check(io_.watch2(oid, &handle, context.get()),
-          "cannot watch object " + oid);
-    return std::make_unique<RadosWatch>(cluster_, io_, context, handle);
+    auto context = std::make_shared<WatchContext>(io_, oid, handler);
+    const std::string doing = "cannot watch object " + oid;
+    check(io_.aio_watch(oid, context->registered.get(), &context->handle,
+                        context.get()),
+          doing);
+    const int r = WatchContext::wait(
+        context->registered,
+        std::chrono::steady_clock::now() + cluster_->timeout());
+    if (r < 0) {
+      context->disarm();
+      // The OSD may still answer, or have answered without our knowing.
+      cluster_->retire(context);
+      check(result(r), doing);
+    }
+    return std::make_unique<RadosWatch>(cluster_, io_, context);
   }
 
   void notify_ack(const std::string& oid, std::uint64_t notify_id,
@@ -452,6 +517,8 @@ class RadosStore final : public ObjectStore {
 
   std::shared_ptr<RadosCluster> cluster_;
   librados::IoCtx io_;
+  const std::int64_t pool_id_;
+  const bool copy_writes_;
   std::mutex mutex_;
   std::map<SnapId, librados::IoCtx> at_snap_;  // guarded by mutex_; nodes stay
 };
@@ -495,10 +562,19 @@ void translate(const WriteOp& op, librados::ObjectWriteOperation& to,
   }
 }
 
+void RadosPending::cancel() { store_.cancel(completion_.get()); }
+
+void RadosPending::settle() {
+  const int r = submit_result_ != 0 ? submit_result_
+                                    : completion_.get()->get_return_value();
+  done_ = true;
+  result_ = store_.result(finish(r));
+}
+
 std::unique_ptr<Pending> RadosStore::write(const std::string& oid,
                                            const WriteOp& op,
                                            const SnapContext& snapc) {
-  auto p = std::make_unique<WritePending>(io_);
+  auto p = std::make_unique<WritePending>(*this, copy_writes_);
   librados::ObjectWriteOperation to;
   translate(op, to, p->buffers);
   int r;
@@ -516,19 +592,26 @@ std::unique_ptr<Pending> RadosStore::write(const std::string& oid,
 int RadosStore::map_extents(const std::string& oid, std::uint64_t offset,
                             std::uint64_t length, SnapId snap,
                             std::vector<ObjectRange>* out) {
+  // The Objecter counts the range against the bytes it allows in flight,
+  // and in an int (ceph: src/osdc/Objecter.cc, calc_op_budget).
+  constexpr std::uint64_t slice = 32 << 20;
   out->clear();
-  std::map<std::uint64_t, std::uint64_t> map;
-  const int r = io_at(snap).mapext(oid, offset, length, map);
-  if (r < 0) return r;
-  for (const auto& [start, size] : map) {
-    // BlueStore answers in whole allocation units: clip.
-    const std::uint64_t from = std::max(start, offset);
-    const std::uint64_t to = std::min(start + size, offset + length);
-    if (from >= to) continue;
-    if (!out->empty() && out->back().offset + out->back().length == from)
-      out->back().length += to - from;
-    else
-      out->push_back({from, to - from});
+  for (const std::uint64_t end = offset + length; offset < end;) {
+    const std::uint64_t stop = std::min(end, offset + slice);
+    std::map<std::uint64_t, std::uint64_t> map;
+    const int r = io_at(snap).mapext(oid, offset, stop - offset, map);
+    if (r < 0) return result(r);
+    for (const auto& [start, size] : map) {
+      // BlueStore answers in whole allocation units: clip.
+      const std::uint64_t from = std::max(start, offset);
+      const std::uint64_t to = std::min(start + size, stop);
+      if (from >= to) continue;
+      if (!out->empty() && out->back().offset + out->back().length == from)
+        out->back().length += to - from;
+      else
+        out->push_back({from, to - from});
+    }
+    offset = stop;
   }
   return 0;
 }
@@ -580,6 +663,7 @@ RadosCluster::RadosCluster(const ClusterConfig& config)
     r = rados_.conf_read_file(nullptr);
     if (r < 0 && r != -ENOENT) fail(-r, "cannot read the Ceph configuration");
   }
+  const bool no_conf = r == -ENOENT;
   rados_.conf_parse_env(nullptr);
 
   for (std::size_t i = 0; i < std::size(defaults); ++i)
@@ -611,12 +695,22 @@ RadosCluster::RadosCluster(const ClusterConfig& config)
   set("client_mount_timeout", seconds);
   for (const auto& [name, value] : config.options) set(name, value);
 
+  operations_time_out_ =
+      std::strtod(option(rados_, "rados_osd_op_timeout").c_str(), nullptr) > 0;
+
+  const std::string monitors = option(rados_, "mon_host");
+  // Without any hint librados asks DNS and complains on stderr.
+  if (no_conf && monitors.empty() &&
+      std::none_of(config.options.begin(), config.options.end(),
+                   [](const auto& o) { return o.first.starts_with("mon"); }))
+    throw Error(ENOENT,
+                "no Ceph monitors known: no ceph.conf found and neither conf= "
+                "nor mon-host= given");
   r = rados_.connect();
   if (r == 0) {
     client_id_ = rados_.get_instance_id();
     return;
   }
-  const std::string monitors = option(rados_, "mon_host");
   switch (r) {
     case -ETIMEDOUT:
       throw Error(ETIMEDOUT, "no Ceph monitor (mon_host=" + monitors +
@@ -628,9 +722,7 @@ RadosCluster::RadosCluster(const ClusterConfig& config)
                               ": wrong key or unknown user");
     case -ENOENT:
       if (monitors.empty())
-        throw Error(ENOENT,
-                    "no Ceph monitors known: no ceph.conf found and neither "
-                    "conf= nor mon-host= given");
+        throw Error(ENOENT, "no Ceph monitors known: ceph.conf has no mon_host");
       throw Error(ENOENT, "cannot connect to Ceph as " + config.entity +
                               ": no key for it in keyring " +
                               option(rados_, "keyring"));
@@ -643,34 +735,36 @@ RadosCluster::RadosCluster(const ClusterConfig& config)
 RadosCluster::~RadosCluster() { rados_.shutdown(); }
 
 std::shared_ptr<ObjectStore> RadosCluster::make_store(
-    librados::IoCtx io, const std::string& name_space) {
+    librados::IoCtx io, const std::string& name_space, Purpose purpose) {
   io.set_namespace(name_space);
   // Makes writes to a full cluster or pool fail (ENOSPC, EDQUOT) instead of
   // waiting for ever; removing still works.
-  if (!wait_when_full_) io.set_pool_full_try();
+  if (!wait_when_full_ || purpose == Purpose::metadata)
+    io.set_pool_full_try();
   return std::make_shared<RadosStore>(
       std::static_pointer_cast<RadosCluster>(shared_from_this()),
-      std::move(io));
+      std::move(io), purpose == Purpose::metadata || operations_time_out_);
 }
 
 std::shared_ptr<ObjectStore> RadosCluster::open_pool(
-    const std::string& pool, const std::string& name_space) {
+    const std::string& pool, const std::string& name_space,
+    Purpose purpose) {
   librados::IoCtx io;
   const int r = rados_.ioctx_create(pool.c_str(), io);
   if (r == -ENOENT) throw Error(ENOENT, "pool '" + pool + "' does not exist");
   check(r, "cannot open pool '" + pool + "'");
-  return make_store(std::move(io), name_space);
+  return make_store(std::move(io), name_space, purpose);
 }
 
 std::shared_ptr<ObjectStore> RadosCluster::open_pool(
-    std::int64_t pool_id, const std::string& name_space) {
+    std::int64_t pool_id, const std::string& name_space, Purpose purpose) {
   librados::IoCtx io;
   const int r = rados_.ioctx_create2(pool_id, io);
   if (r == -ENOENT)
     throw Error(ENOENT,
                 "pool number " + std::to_string(pool_id) + " does not exist");
   check(r, "cannot open pool number " + std::to_string(pool_id));
-  return make_store(std::move(io), name_space);
+  return make_store(std::move(io), name_space, purpose);
 }
 
 }  // namespace

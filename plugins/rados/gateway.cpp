@@ -5,6 +5,7 @@
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
+#include <cerrno>
 #include <utility>
 
 #include "rados/error.hpp"
@@ -23,65 +24,113 @@ Gateway::Gateway(const Config& config)
     : config_(config),
       cluster_(Cluster::connect(config.cluster)),
       workers_(std::make_shared<WorkerPool>(mapping_threads)) {
-  (void)cluster_->open_pool(config.pool, config.name_space.value_or(""));
+  (void)cluster_->open_pool(config.pool, config.name_space.value_or(""),
+                            Cluster::Purpose::metadata);
 }
 
-Gateway::~Gateway() = default;
+Gateway::~Gateway() {
+  // No request is under way any more, but clients may still be connected.
+  uses_.clear();
+}
 
-Gateway::Use::Use(Gateway& gateway, std::shared_ptr<Slot> slot,
-                  std::shared_ptr<Image> image)
-    : gateway_(gateway),
-      slot_(std::move(slot)),
+Gateway::Use::Use(std::shared_ptr<Slot> slot, std::shared_ptr<Image> image)
+    : slot_(std::move(slot)),
       image_(std::move(image)),
       size_(image_->size()),
       description_(image_->description()) {}
 
 Gateway::Use::~Use() {
-  const std::string key = image_->traits().name;
-  {
-    const std::scoped_lock lock(slot_->mutex);
-    image_.reset();
-  }
-  const std::scoped_lock lock(gateway_.mutex_);
-  slot_.reset();
-  const auto it = gateway_.slots_.find(key);
-  // Nobody uses the image nor is about to.
-  if (it != gateway_.slots_.end() && it->second.use_count() == 1)
-    gateway_.slots_.erase(it);
+  const std::scoped_lock lock(slot_->mutex);
+  image_.reset();
 }
 
-std::unique_ptr<Gateway::Use> Gateway::open(const ImageSpec& spec,
-                                            bool writable) {
+std::shared_ptr<Image> Gateway::make_image(const ImageSpec& spec,
+                                           bool writable) {
+  OpenOptions how;
+  how.format = config_.format;
+  how.writable = writable && spec.snapshot.empty();
+  how.grow_to = config_.create ? 0 : config_.create_options.size;
+  auto format = open_format(cluster_, spec, how);
+  ImageOptions options;
+  options.writable = how.writable && format->traits().can_write;
+  options.discard_granularity = config_.discard_granularity;
+  options.workers = workers_;
+  options.log = [](const std::string& line, bool trouble) {
+    if (trouble)
+      nbdkit_error("%s", line.c_str());
+    else
+      nbdkit_debug("%s", line.c_str());
+  };
+  return std::make_shared<Image>(std::move(format), std::move(options));
+}
+
+Gateway::Use* Gateway::open(const ImageSpec& spec, bool writable) {
   std::shared_ptr<Slot> slot;
   {
     const std::scoped_lock lock(mutex_);
     std::shared_ptr<Slot>& s = slots_[spec.text()];
-    if (!s) s = std::make_shared<Slot>();
+    if (!s) {
+      s = std::make_shared<Slot>();
+      s->key = spec.text();
+    }
     slot = s;
   }
-  const std::unique_lock lock(slot->mutex);
-  std::shared_ptr<Image> image = slot->image.lock();
-  if (image) {
-    // A new client sees the present size, and is told when the image has
-    // become unusable.
-    image->refresh();
-  } else {
-    OpenOptions how;
-    how.format = config_.format;
-    how.writable = writable && spec.snapshot.empty();
-    how.grow_to = config_.create ? 0 : config_.create_options.size;
-    auto format = open_format(cluster_, spec, how);
-    ImageOptions options;
-    options.writable = how.writable && format->traits().can_write;
-    options.discard_granularity = config_.discard_granularity;
-    options.workers = workers_;
-    options.log = [](const std::string& line) {
-      nbdkit_error("%s", line.c_str());
-    };
-    image = std::make_shared<Image>(std::move(format), std::move(options));
+  try {
+    const std::scoped_lock opening(slot->mutex);
+    std::shared_ptr<Image> image = slot->image.lock();
+    if (image) {
+      // A new client sees the present size, and is told when the image has
+      // become unusable; but one that is lost only to those who have it
+      // open is opened anew.
+      try {
+        image->refresh();
+      } catch (const Error&) {
+        if (!image->lost()) throw;
+        image.reset();
+      }
+    }
+    if (!image) {
+      try {
+        image = make_image(spec, writable);
+      } catch (const Error& e) {
+        // A key that may only read still gets something to read.
+        if (!writable || (e.code() != EPERM && e.code() != EACCES)) throw;
+        image = make_image(spec, false);
+        nbdkit_error("%s is served read-only: %s", spec.text().c_str(),
+                     e.what());
+      }
+    }
     slot->image = image;
+    auto use = std::make_unique<Use>(slot, std::move(image));
+    const std::scoped_lock lock(mutex_);
+    Use* const handle = use.get();
+    uses_.emplace(handle, std::move(use));
+    return handle;
+  } catch (...) {
+    release(std::move(slot));
+    throw;
   }
-  return std::make_unique<Use>(*this, slot, std::move(image));
+}
+
+void Gateway::close(Use* use) {
+  std::unique_ptr<Use> owned;
+  std::shared_ptr<Slot> slot;
+  {
+    const std::scoped_lock lock(mutex_);
+    const auto it = uses_.find(use);
+    owned = std::move(it->second);
+    uses_.erase(it);
+  }
+  slot = owned->slot();
+  owned.reset();
+  release(std::move(slot));
+}
+
+void Gateway::release(std::shared_ptr<Slot> slot) noexcept {
+  const std::scoped_lock lock(mutex_);
+  const auto it = slots_.find(slot->key);
+  slot.reset();
+  if (it != slots_.end() && it->second.use_count() == 1) slots_.erase(it);
 }
 
 std::vector<std::string> Gateway::list() {

@@ -34,8 +34,7 @@ class Gateway {
   /// it is closed with the last of them.
   class Use {
    public:
-    Use(Gateway& gateway, std::shared_ptr<Slot> slot,
-        std::shared_ptr<Image> image);
+    Use(std::shared_ptr<Slot> slot, std::shared_ptr<Image> image);
     ~Use();
     Use(const Use&) = delete;
     Use& operator=(const Use&) = delete;
@@ -46,18 +45,22 @@ class Gateway {
     [[nodiscard]] const char* description() const noexcept {
       return description_.c_str();
     }
+    [[nodiscard]] const std::shared_ptr<Slot>& slot() const noexcept {
+      return slot_;
+    }
 
    private:
-    Gateway& gateway_;
     std::shared_ptr<Slot> slot_;
     std::shared_ptr<Image> image_;
     std::uint64_t size_;
     std::string description_;
   };
 
-  /// Opens an image, or joins those who use it.  Throws Error.
-  [[nodiscard]] std::unique_ptr<Use> open(const ImageSpec& spec,
-                                          bool writable);
+  /// Opens an image, or joins those who use it.  Throws Error.  The Use
+  /// belongs to the gateway, because nbdkit does not close the handles of
+  /// clients that are connected when it ends (nbdkit: server/connections.c).
+  [[nodiscard]] Use* open(const ImageSpec& spec, bool writable);
+  void close(Use* use);
 
   /// The names of all exports.  Throws Error.
   [[nodiscard]] std::vector<std::string> list();
@@ -70,15 +73,22 @@ class Gateway {
   /// and closed, which is I/O under a lock: only clients of that one image
   /// wait for it, and nobody opens an image that is being closed.
   struct Slot {
+    std::string key;
     std::mutex mutex;
     std::weak_ptr<Image> image;  // guarded by mutex
   };
+
+  [[nodiscard]] std::shared_ptr<Image> make_image(const ImageSpec& spec,
+                                                  bool writable);
+  /// Forgets a place that nobody uses nor is about to use.
+  void release(std::shared_ptr<Slot> slot) noexcept;
 
   const Config& config_;
   std::shared_ptr<Cluster> cluster_;
   std::shared_ptr<WorkerPool> workers_;
   std::mutex mutex_;
   std::map<std::string, std::shared_ptr<Slot>> slots_;  // guarded by mutex_
+  std::map<Use*, std::unique_ptr<Use>> uses_;           // guarded by mutex_
 };
 
 }  // namespace nbdrados

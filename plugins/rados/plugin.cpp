@@ -131,14 +131,12 @@ const char* default_export(int /*readonly*/, int /*is_tls*/) {
 void* open_export(int readonly) {
   return guard("open", static_cast<void*>(nullptr), [&]() -> void* {
     const char* name = nbdkit_export_name();
-    return gateway->open(config->export_spec(name ? name : ""), readonly == 0)
-        .release();
+    return gateway->open(config->export_spec(name ? name : ""),
+                         readonly == 0);
   });
 }
 
-void close_export(void* handle) {
-  const std::unique_ptr<Gateway::Use> use(&use_of(handle));
-}
+void close_export(void* handle) { gateway->close(&use_of(handle)); }
 
 const char* export_description(void* handle) {
   return use_of(handle).description();
@@ -152,11 +150,12 @@ int64_t get_size(void* handle) {
 
 int block_size(void* handle, std::uint32_t* minimum, std::uint32_t* preferred,
                std::uint32_t* maximum) {
-  // RADOS writes single bytes.  Larger requests cost less for each byte up
-  // to the object size; measured in bench/RESULTS.md.  NBD wants a power of
-  // two from 512 bytes to 32 MiB.
+  // RADOS writes single bytes.  nbdcopy takes the preferred size as the
+  // smallest piece of zeros that it leaves out, so a large one would make
+  // copies less sparse; and its requests are large enough without being told.
+  // NBD wants a power of two from 512 bytes to 32 MiB.
   constexpr std::uint64_t smallest = 4096;
-  constexpr std::uint64_t largest = 4 << 20;
+  constexpr std::uint64_t largest = 64 << 10;
   const std::uint64_t object =
       image_of(handle).traits().layout.object_size();
   *minimum = 1;

@@ -57,7 +57,8 @@ constexpr const char* help_text =
     "                          LENGTH:TYPE,... with TYPE data, zero, hole\n"
     "                          (hole and zero) or hole-only\n"
     "  within SECONDS          every later request must be answered in this\n"
-    "                          time (default 60)\n"
+    "                          time, and as the first step the connection\n"
+    "                          made (default 60)\n"
     "  run COMMAND             by the shell; must succeed\n"
     "  until SECONDS STEP...   repeats the step until it is as wanted\n"
     "nbd-expect --list URI     prints NAME<TAB>DESCRIPTION of each export\n";
@@ -119,6 +120,10 @@ class Client {
   void step(const Words& words) {
     const std::string& verb = words.at(0);
     if (verb == "connect") return connect_step(words);
+    if (verb == "within") {
+      limit_ = std::chrono::seconds(plain_number(words.at(1)));
+      return;
+    }
     connect();
     if (verb == "size")
       same("size", std::to_string(plain_number(words.at(1))),
@@ -131,8 +136,6 @@ class Client {
       matches(verb, words.at(1), take(nbd_get_export_description(get())));
     else if (verb == "name")
       matches(verb, words.at(1), take(nbd_get_canonical_export_name(get())));
-    else if (verb == "within")
-      limit_ = std::chrono::seconds(plain_number(words.at(1)));
     else if (verb == "run")
       run(words.at(1));
     else if (verb == "until")
@@ -148,6 +151,15 @@ class Client {
  private:
   [[nodiscard]] nbd_handle* get() const noexcept { return h_.get(); }
 
+  /// Milliseconds until `end`, for poll.  Throws when there are none.
+  static int remaining(std::chrono::steady_clock::time_point end,
+                       const std::string& what) {
+    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(
+        end - std::chrono::steady_clock::now());
+    if (left.count() <= 0) throw Unexpected(what + ": no answer in time");
+    return static_cast<int>(left.count());
+  }
+
   static std::string take(char* text) {
     if (text == nullptr) return "";
     std::string copy = text;
@@ -158,8 +170,13 @@ class Client {
   void connect() {
     if (h_) return;
     h_ = make_handle();
-    if (nbd_connect_uri(get(), uri_.c_str()) == -1)
-      throw Unexpected(std::string("connect: ") + nbd_get_error());
+    const auto end = std::chrono::steady_clock::now() + limit_;
+    bool good = nbd_aio_connect_uri(get(), uri_.c_str()) == 0;
+    while (good && nbd_aio_is_connecting(get()) == 1)
+      good = nbd_poll(get(), remaining(end, "connect")) != -1;
+    if (!good || nbd_aio_is_ready(get()) != 1)
+      throw Unexpected(std::string("connect: ") +
+                       (good ? "the server closed it" : nbd_get_error()));
   }
 
   void connect_step(const Words& words) {
@@ -288,19 +305,13 @@ class Client {
   /// Sends one request, and returns 0 or the errno that came back.
   template <typename Send>
   int answer(const Words& words, Send send) {
-    const auto start = std::chrono::steady_clock::now();
+    const auto end = std::chrono::steady_clock::now() + limit_;
     const std::int64_t cookie = send();
     if (cookie == -1) return failed();
     int done = 0;
     while ((done = nbd_aio_command_completed(
-                get(), static_cast<u64>(cookie))) == 0) {
-      const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(
-          start + limit_ - std::chrono::steady_clock::now());
-      if (left.count() <= 0)
-        throw Unexpected(words.at(0) + ": no answer in time");
-      if (nbd_poll(get(), static_cast<int>(left.count())) == -1)
-        return failed();
-    }
+                get(), static_cast<u64>(cookie))) == 0)
+      if (nbd_poll(get(), remaining(end, words.at(0))) == -1) return failed();
     return done == -1 ? failed() : 0;
   }
 

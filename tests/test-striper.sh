@@ -93,6 +93,21 @@ truncate -s $size "$tmp/zeros"
 truncate -s $size "$tmp/got"
 assert_same_bytes "$tmp/zeros" "$tmp/got" "trimmed object"
 
+say "growing: size= makes it longer, as a write does, and never shorter"
+start_rados pool=rbd image="theirs12000:3000:7" format=striper size=1M
+"$nbd_expect" "$(uri)" size 1M , write end-3000 3000 104 ok
+stop_nbdkit
+assert_eq $((1 << 20)) "$(striper_size rbd "theirs12000:3000:7")" "striper's size"
+striper_get rbd "theirs12000:3000:7" "$tmp/got"
+assert_eq $((1 << 20)) "$(stat -c %s "$tmp/got")" "size of what it gets"
+head -c 3000 /dev/zero | tr '\0' h >"$tmp/wanted"
+tail -c 3000 "$tmp/got" >"$tmp/end"
+assert_same_bytes "$tmp/wanted" "$tmp/end" "the new end"
+start_rados pool=rbd image="theirs12000:3000:7" format=striper size=1000
+"$nbd_expect" "$(uri)" size 1M
+stop_nbdkit
+assert_eq $((1 << 20)) "$(striper_size rbd "theirs12000:3000:7")" "striper's size"
+
 say "the lock"
 first=plain.0000000000000000
 lockers() {
@@ -121,6 +136,17 @@ printf hhhhh >"$tmp/hello"
   read-is 100 100 66 , \
   run "rados -p rbd --striper put plain '$tmp/hello' --offset 150" , \
   read-is 150 5 104 , read-is 100 50 66 , read-is 155 45 66
+stop_nbdkit
+# The lock is broken by somebody: what was locked may be truncated now, so
+# requests fail.  The plugin asks every 15 seconds.
+start_rados pool=rbd image=plain format=striper
+"$nbd_expect" "$(uri)" within 20 , write 0 100 65 ok , \
+  run "rados -p rbd lock info $first striper.lock >'$tmp/lock'" , \
+  run "rados -p rbd lock break $first striper.lock \
+    \$(jq -r '.lockers[0].name' '$tmp/lock') \
+    --lock-cookie \"\$(jq -r '.lockers[0].cookie' '$tmp/lock')\"" , \
+  until 40 write 0 100 66 ESHUTDOWN , read 0 100 ESHUTDOWN
+grep -Eiq "lock" "$nbdkit_log" || die "no message about the lock"
 stop_nbdkit
 # An exclusive lock of somebody else keeps the plugin out.
 rados -p rbd lock get "$first" striper.lock --lock-type exclusive \

@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: BSD-3-Clause
+#
+# --help, the manual page and the plugin itself know the same parameters, and
+# --dump-plugin and the manual page the same keys.  Needs no Ceph.
+
+source "$(dirname "$0")/functions.sh"
+requires_plugin
+pod=$tests_srcdir/../man/nbdkit-rados-plugin.pod
+[ -f "$pod" ] || die "$pod is missing"
+
+"${nbdkit[@]}" rados --help >"$tmp/help"
+"${nbdkit[@]}" rados --dump-plugin >"$tmp/dump"
+
+# Parameters of --help: the lines of the plugin begin with KEY= or [KEY=].
+sed -n '/^plugin: /,$p' "$tmp/help" |
+  grep -Eo '^ *\[?[a-z][a-z.-]*(<OPTION>)?=' | tr -d ' [=' | sort -u \
+  >"$tmp/help.keys"
+[ "$(wc -l <"$tmp/help.keys")" -ge 20 ] ||
+  die "too few parameters in --help: $(xargs <"$tmp/help.keys")"
+
+# Parameters of the manual page: =item B<KEY=>... or =item [B<KEY=>]...
+grep -Eo '^=item \[?B<[a-z][a-z.-]*(I<OPTION>|B<OPTION>|OPTION)?(>)?B?<?=' \
+  "$pod" | sed -E 's/^=item \[?B<//; s/[IB]?<?OPTION>?/<OPTION>/; s/[>B<]*=$//' |
+  sed 's/^ceph\..*/ceph.<OPTION>/' | sort -u >"$tmp/man.keys"
+sed -i 's/^ceph\..*/ceph.<OPTION>/' "$tmp/help.keys"
+diff -u --label help --label "manual page" "$tmp/help.keys" "$tmp/man.keys" ||
+  die "--help and the manual page have different parameters"
+
+# The plugin takes each of them, whatever it then says about the value.
+while read -r key; do
+  key=${key/<OPTION>/log_file}
+  "${nbdkit[@]}" -U "$tmp/s" rados "$key=/nonexistent/x" >"$tmp/out" 2>&1 &&
+    die "$key=/nonexistent/x alone was accepted"
+  assert_no_match "unknown parameter" "$(cat "$tmp/out")" "answer to $key="
+done <"$tmp/help.keys"
+expect_fail "unknown.*nonsense" "${nbdkit[@]}" -U "$tmp/s" rados nonsense=1
+
+# --dump-plugin.
+grep -q '^name=rados$' "$tmp/dump"
+grep -q '^thread_model=parallel$' "$tmp/dump"
+grep -q '^rados_librados_version=[0-9]' "$tmp/dump"
+grep -Eo '^rados_[a-z_]+' "$tmp/dump" | sort -u >"$tmp/dump.keys"
+grep -Eo 'rados_[a-z_]+=' "$pod" | tr -d = | sort -u |
+  grep -Ev '^rados_(osd_op_timeout|mon_op_timeout)$' >"$tmp/man.dump" || :
+diff -u --label --dump-plugin --label "manual page" "$tmp/dump.keys" \
+  "$tmp/man.dump" || die "--dump-plugin and the manual page differ"
+for format in 1 2 striper; do
+  grep -Eq "^rados_formats=(.*,)?$format(,|$)" "$tmp/dump" ||
+    die "--dump-plugin does not name the format $format"
+done
+
+# The page is well-formed.
+if command -v podchecker >/dev/null; then
+  podchecker -warnings "$pod" >"$tmp/pod" 2>&1 || {
+    cat "$tmp/pod" >&2
+    die "podchecker finds errors"
+  }
+fi

@@ -17,8 +17,6 @@ namespace {
 
 constexpr std::uint64_t max_size = (std::uint64_t{1} << 63) - 1;
 
-constexpr std::uint64_t smallest_stripe_unit = 512;
-
 /// What libradosstriper accepts (ceph: src/include/ceph_fs.h,
 /// CEPH_MIN_STRIPE_UNIT).
 constexpr std::uint64_t striper_unit = 64 * 1024;
@@ -113,14 +111,7 @@ std::unique_ptr<ImageFormat> open_format(
   for (const Opener& o : openers)
     if (options.format == FormatChoice::automatic ||
         options.format == o.format)
-      if (auto format = o.open(pool, spec, options)) {
-        // A request would be cut into single bytes.
-        if (format->traits().layout.stripe_unit() < smallest_stripe_unit)
-          throw Error(ENOTSUP,
-                      "image '" + spec.image + "' has a stripe unit below " +
-                          std::to_string(smallest_stripe_unit) + " bytes");
-        return format;
-      }
+      if (auto format = o.open(pool, spec, options)) return format;
 
   std::string what = "image '" + spec.image + "'";
   if (options.format != FormatChoice::automatic)

@@ -22,10 +22,24 @@ alignas(64) constexpr std::array<char, zero_page_size> zero_page{};
 
 constexpr std::uint64_t default_discard_granularity = 64 * 1024;
 
-/// A request is worked on in chunks of at most so many stripe units, which
-/// bounds its memory and the operations in flight (librados' own bound is
-/// objecter_inflight_ops, 1024 by default).
-constexpr std::uint64_t chunk_units = 1024;
+/// At most so many objects of a request are in flight, which is also
+/// librados' own bound on operations (objecter_inflight_ops).
+constexpr std::uint64_t chunk_objects = 1024;
+
+/// Consecutive bytes of the image that are in one object.
+std::uint64_t unit_size(const Layout& layout) {
+  return layout.stripe_count() == 1 ? layout.object_size()
+                                    : layout.stripe_unit();
+}
+
+/// A request is worked on in chunks of at most so many units, which bounds
+/// its memory.  Units of a few bytes must be many, or a chunk would be
+/// nothing.
+std::uint64_t chunk_units(const Layout& layout) {
+  if (layout.stripe_count() > chunk_objects) return chunk_objects;
+  return std::clamp<std::uint64_t>((4 << 20) / unit_size(layout),
+                                   chunk_objects, 64 * chunk_objects);
+}
 
 /// Fills what a read left of its destination.
 void zero_tail(std::span<const MutablePiece> pieces, std::size_t got) {
@@ -437,10 +451,10 @@ std::uint64_t Image::chunk_end(std::uint64_t offset, std::uint64_t end,
   const Layout& l = traits_.layout;
   // Whole object sets where one is small enough, so that no object is cut
   // between two chunks.
-  const std::uint64_t limit =
-      units > (std::uint64_t{1} << 62) / l.stripe_unit()
-          ? std::uint64_t{1} << 62
-          : units * l.stripe_unit();
+  const std::uint64_t unit = unit_size(l);
+  const std::uint64_t limit = units > (std::uint64_t{1} << 62) / unit
+                                  ? std::uint64_t{1} << 62
+                                  : units * unit;
   const std::uint64_t set = l.object_set_size();
   const std::uint64_t step =
       set <= limit ? limit / set * set : limit;
@@ -507,7 +521,7 @@ void Image::read(char* buffer, std::uint64_t length, std::uint64_t offset) {
     const std::uint64_t end = offset + length;
     bool missing = false;
     while (offset < end) {
-      const std::uint64_t n = chunk_end(offset, end, chunk_units) - offset;
+      const std::uint64_t n = chunk_end(offset, end, chunk_units(traits_.layout)) - offset;
       missing |= read_chunk(*view, buffer, n, offset);
       buffer += n;
       offset += n;
@@ -589,7 +603,7 @@ void Image::write(const char* buffer, std::uint64_t length,
     const std::uint64_t end = offset + length;
     const char* from = buffer;
     for (std::uint64_t at = offset; at < end;) {
-      const std::uint64_t n = chunk_end(at, end, chunk_units) - at;
+      const std::uint64_t n = chunk_end(at, end, chunk_units(traits_.layout)) - at;
       write_chunk(view, from, n, at);
       from += n;
       at += n;
@@ -671,15 +685,15 @@ void Image::zero(std::uint64_t length, std::uint64_t offset, Zero how) {
         const std::uint64_t count =
             (end - at) / set * traits_.layout.stripe_count();
         const std::uint64_t first = at / set * traits_.layout.stripe_count();
-        for (std::uint64_t i = 0; i < count; i += chunk_units)
-          zero_objects(view, first + i, std::min(chunk_units, count - i));
+        for (std::uint64_t i = 0; i < count; i += chunk_objects)
+          zero_objects(view, first + i, std::min(chunk_objects, count - i));
         at += (end - at) / set * set;
         continue;
       }
       // Up to the next object set, so that the above finds it whole.
       const std::uint64_t stop =
           set <= end - at ? (at / set + 1) * set : end;
-      const std::uint64_t n = chunk_end(at, stop, chunk_units) - at;
+      const std::uint64_t n = chunk_end(at, stop, chunk_units(traits_.layout)) - at;
       zero_chunk(view, n, at, how);
       at += n;
     }
@@ -838,7 +852,7 @@ std::vector<Extent> Image::extents(std::uint64_t length, std::uint64_t offset,
       append(at, stop - at, false);
       at = stop;
       if ((one && list.size() > 1) || Clock::now() >= deadline) break;
-      units = std::min(units * 4, chunk_units);
+      units = std::min(units * 4, chunk_units(traits_.layout));
     }
     confirm = missing && doubtful(*view);
   }

@@ -200,7 +200,8 @@ std::vector<std::string> list_images(
     if (wants(FormatChoice::format1)) list_format1(pool, images);
     if (wants(FormatChoice::format2)) list_format2(pool, images);
     if (wants(FormatChoice::striper)) list_striper(pool, images);
-    for (const auto& [image, snapshots] : images) {
+    for (auto& [image, snapshots] : images) {
+      std::sort(snapshots.begin(), snapshots.end());
       names.push_back(prefix + image);
       for (const std::string& s : snapshots)
         names.push_back(prefix + image + "@" + s);

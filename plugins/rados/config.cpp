@@ -5,11 +5,15 @@
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
+#include <strings.h>
 #include <unistd.h>
 
+#include <cctype>
 #include <cerrno>
+#include <charconv>
 #include <chrono>
 #include <cstdlib>
+#include <limits>
 #include <memory>
 
 #include "rados/error.hpp"
@@ -45,25 +49,54 @@ namespace {
 
 [[noreturn]] void bad(const std::string& text) { throw Error(EINVAL, text); }
 
-std::uint64_t parse_size(const std::string& key, const std::string& value) {
-  // nbdkit says what it could not parse, but not for which key.
-  const std::int64_t n = nbdkit_parse_size(value.c_str());
-  if (n < 0)
-    bad(key + "=" + value + " is not a size in the range 0 to 2^63-1");
-  return static_cast<std::uint64_t>(n);
-}
+// The functions of nbdkit that parse values print a line of their own, which
+// does not name the parameter.  These accept the same and name it.
 
-unsigned parse_unsigned(const std::string& key, const std::string& value) {
-  unsigned n = 0;
-  if (nbdkit_parse_unsigned(key.c_str(), value.c_str(), &n) == -1)
-    bad(key + "=" + value + " is not a number");
+/// Decimal digits; none: not a number, or too large.
+std::optional<std::uint64_t> parse_digits(std::string_view text) {
+  std::uint64_t n = 0;
+  const char* const end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, n);
+  if (error != std::errc() || stop != end) return std::nullopt;
   return n;
 }
 
+std::uint64_t parse_size(const std::string& key, const std::string& value) {
+  constexpr std::uint64_t limit = (std::uint64_t{1} << 63) - 1;
+  // Powers of 1024, except for "b", bytes, and "s", sectors of 512 bytes.
+  constexpr std::string_view units = "bkmgtpe";
+  std::string_view digits = value;
+  std::uint64_t unit = 1;
+  if (!digits.empty()) {
+    const char last = static_cast<char>(
+        std::tolower(static_cast<unsigned char>(digits.back())));
+    if (const auto at = units.find(last); at != std::string_view::npos) {
+      unit = std::uint64_t{1} << (10 * at);
+      digits.remove_suffix(1);
+    } else if (last == 's') {
+      unit = 512;
+      digits.remove_suffix(1);
+    }
+  }
+  const auto n = parse_digits(digits);
+  if (!n || *n > limit / unit)
+    bad(key + "=" + value + " is not a size in the range 0 to 2^63-1");
+  return *n * unit;
+}
+
+unsigned parse_unsigned(const std::string& key, const std::string& value) {
+  const auto n = parse_digits(value);
+  if (!n || *n > std::numeric_limits<unsigned>::max())
+    bad(key + "=" + value + " is not a number in the range 0 to 2^32-1");
+  return static_cast<unsigned>(*n);
+}
+
 bool parse_bool(const std::string& key, const std::string& value) {
-  const int b = nbdkit_parse_bool(value.c_str());
-  if (b == -1) bad(key + "=" + value + " is neither true nor false");
-  return b != 0;
+  for (const char* yes : {"1", "true", "t", "yes", "y", "on"})
+    if (::strcasecmp(value.c_str(), yes) == 0) return true;
+  for (const char* no : {"0", "false", "f", "no", "n", "off"})
+    if (::strcasecmp(value.c_str(), no) == 0) return false;
+  bad(key + "=" + value + " is neither true nor false");
 }
 
 /// nbdkit may change its directory later.
@@ -84,6 +117,7 @@ void Config::set_target(const std::string& value) {
   if (pool.empty()) bad("'" + value + "': the pool name is empty");
   if (slash == std::string::npos) return;
   image = value.substr(slash + 1);
+  if (image->empty()) bad("'" + value + "': the image name is empty");
   seen_.insert("image");
 }
 

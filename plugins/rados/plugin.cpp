@@ -5,12 +5,14 @@
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <bit>
 #include <cerrno>
+#include <csignal>
 #include <cstdint>
 #include <cstdio>
 #include <memory>
@@ -72,6 +74,8 @@ int get_ready() {
     return -1;
   }
   if (child == 0) {
+    // Who ends nbdkit does not want to wait for the cluster.
+    (void)::prctl(PR_SET_PDEATHSIG, SIGKILL);
     const int r = guard("rados", [] {
       Gateway probe(*config);
       if (config->create) probe.create();

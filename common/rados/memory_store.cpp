@@ -4,7 +4,7 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <charconv>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 
@@ -648,8 +648,9 @@ int MemoryStore::step(std::optional<MemoryObject>& object,
       break;
     case WriteOp::Kind::zero:
       if (what.length == 0) return -EINVAL;
-      if (too_big(what.offset, what.length)) return -EFBIG;
-      if (!object || what.offset >= object->data.size()) return 0;
+      if (too_big(what.offset, 1) || too_big(0, what.length)) return -EFBIG;
+      if (!object) return too_big(what.offset, what.length) ? -EFBIG : 0;
+      if (what.offset >= object->data.size()) return 0;
       if (what.length >= object->data.size() - what.offset)
         object->data.resize(what.offset);
       else
@@ -669,15 +670,12 @@ int MemoryStore::step(std::optional<MemoryObject>& object,
       break;
     case WriteOp::Kind::cmp_xattr_gt: {
       if (!before) return -ENOENT;
-      // A missing or empty attribute counts as 0.
-      std::uint64_t stored = 0;
+      // Read as by strtoull: what is no number counts as 0.
       const auto found = before->xattrs.find(std::string(what.name));
-      if (found != before->xattrs.end() && !found->second.empty()) {
-        const char* const text = found->second.data();
-        if (std::from_chars(text, text + found->second.size(), stored).ec !=
-            std::errc())
-          return -EINVAL;
-      }
+      const std::uint64_t stored =
+          found == before->xattrs.end()
+              ? 0
+              : std::strtoull(found->second.c_str(), nullptr, 10);
       return what.offset > stored ? 1 : -ECANCELED;
     }
     case WriteOp::Kind::exec: {

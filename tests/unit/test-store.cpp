@@ -457,6 +457,10 @@ class MemoryStoreTest : public CppUnit::TestFixture {
     CPPUNIT_ASSERT_EQUAL(-ECANCELED, compare("size", 99));
     CPPUNIT_ASSERT_EQUAL(0, compare("empty", 1));
     CPPUNIT_ASSERT_EQUAL(-ECANCELED, compare("empty", 0));
+    CPPUNIT_ASSERT_EQUAL(0, compare("missing", 1));
+    CPPUNIT_ASSERT_EQUAL(-ECANCELED, compare("missing", 0));
+    CPPUNIT_ASSERT_EQUAL(0, compare("no", 1));
+    CPPUNIT_ASSERT_EQUAL(-ECANCELED, compare("no", 0));
     WriteOp only;  // a comparison that is true has a result of its own
     only.cmp_xattr_gt("size", 101);
     CPPUNIT_ASSERT_EQUAL(1, step("x", only));
@@ -489,7 +493,6 @@ class MemoryStoreTest : public CppUnit::TestFixture {
 
   void tmap() {
     using namespace std::string_view_literals;
-    CPPUNIT_ASSERT_EQUAL(0, make(store_, "x"));
     const auto update = [&](std::string_view bytes) {
       WriteOp op;
       op.tmap_update(bytes);
@@ -507,10 +510,13 @@ class MemoryStoreTest : public CppUnit::TestFixture {
     CPPUNIT_ASSERT_EQUAL(-EEXIST, update("c\2\0\0\0ab\1\0\0\0v"sv));
     CPPUNIT_ASSERT_EQUAL(0, update("r\2\0\0\0ab"sv));
     CPPUNIT_ASSERT_EQUAL(-ENOENT, update("r\2\0\0\0ab"sv));
+    CPPUNIT_ASSERT_EQUAL(0, update("R\2\0\0\0ab"sv));
+    CPPUNIT_ASSERT_EQUAL(0, update(""sv));
     CPPUNIT_ASSERT_EQUAL(-EINVAL, update("?\2\0\0\0ab"sv));
     CPPUNIT_ASSERT_EQUAL(-EINVAL, update("s\3\0\0\0vm"sv));
+    CPPUNIT_ASSERT_EQUAL(0, update("h\2\0\0\0HH"sv));
     CPPUNIT_ASSERT_EQUAL(
-        std::string("\0\0\0\0\1\0\0\0\3\0\0\0vm1\0\0\0\0"sv),
+        std::string("\2\0\0\0HH\1\0\0\0\3\0\0\0vm1\0\0\0\0"sv),
         content(store_, "x"));
   }
 
@@ -564,6 +570,19 @@ class MemoryStoreTest : public CppUnit::TestFixture {
     CPPUNIT_ASSERT_EQUAL(-EFBIG, write_at(store_, "x", most, "a"));
     CPPUNIT_ASSERT_EQUAL(-EFBIG, write_at(store_, "y", ~0ull, "a"));
     CPPUNIT_ASSERT_EQUAL(-ENOENT, size_of(store_, "y"));
+    WriteOp op;
+    op.zero(most, 1);
+    CPPUNIT_ASSERT_EQUAL(-EFBIG, step("x", op));
+    CPPUNIT_ASSERT_EQUAL(-EFBIG, step("y", op));
+    op.clear();
+    op.zero(most - 1, 2);
+    CPPUNIT_ASSERT_EQUAL(0, step("x", op));
+    CPPUNIT_ASSERT_EQUAL(-EFBIG, step("y", op));
+    op.clear();
+    op.truncate(most + 1);
+    CPPUNIT_ASSERT_EQUAL(-EFBIG, step("x", op));
+    CPPUNIT_ASSERT_EQUAL(0, step("y", op));
+    CPPUNIT_ASSERT_EQUAL(static_cast<int>(most - 1), size_of(store_, "x"));
     MemoryStore big({.max_object_size = std::uint64_t{1} << 50});
     CPPUNIT_ASSERT_EQUAL(0, write_at(big, "x", std::uint64_t{1} << 49, "a"));
     CPPUNIT_ASSERT_EQUAL(std::string("a"),

@@ -968,6 +968,17 @@ class Format2Test : public CppUnit::TestFixture {
     expected.kind = Format2SnapshotKind::unknown;
     expected.created = 1000;
     CPPUNIT_ASSERT(expected == decode_snapshot_get(out.str()));
+
+    // The newest version of the namespace is 2, and its first fields are
+    // those of version 1.
+    std::string changed = unhex(snapshot_trash);
+    put(changed, 14, "\2\2");
+    CPPUNIT_ASSERT_EQUAL(std::string("doomed"),
+                         decode_snapshot_get(changed).original_name);
+    put(changed, 14, "\3\3");
+    refused([&] { (void)decode_snapshot_get(changed); }, EIO,
+            "snapshot_get: snapshot namespace has version 3 and asks readers "
+            "to understand version 3, this one understands 2");
   }
 
   void migration() {
@@ -1256,6 +1267,10 @@ class LockTest : public CppUnit::TestFixture {
                          seconds(std::chrono::seconds(0)));
     CPPUNIT_ASSERT_EQUAL(std::string("0000000000000000"),
                          seconds(std::chrono::seconds(-1)));
+    CPPUNIT_ASSERT_EQUAL(std::string("feffffff00000000"),
+                         seconds(std::chrono::seconds(0xfffffffe)));
+    CPPUNIT_ASSERT_EQUAL(std::string("ffffffff00000000"),
+                         seconds(std::chrono::seconds(0x100000005)));
     CPPUNIT_ASSERT_EQUAL(std::string("ffffffff00000000"),
                          seconds(std::chrono::seconds::max()));
   }

@@ -4,7 +4,7 @@
 
 #include <cerrno>
 
-#include "checks.hpp"
+#include "fuzz-checks.hpp"
 #include "rbd/directory.hpp"
 #include "rbd/encoding.hpp"
 

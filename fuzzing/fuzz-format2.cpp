@@ -14,7 +14,7 @@
 #include <utility>
 #include <vector>
 
-#include "checks.hpp"
+#include "fuzz-checks.hpp"
 #include "rbd/encoding.hpp"
 #include "rbd/format2.hpp"
 

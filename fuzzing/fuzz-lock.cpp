@@ -10,7 +10,7 @@
 #include <charconv>
 #include <string>
 
-#include "checks.hpp"
+#include "fuzz-checks.hpp"
 #include "rbd/cls_lock.hpp"
 #include "rbd/encoding.hpp"
 

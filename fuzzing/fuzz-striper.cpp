@@ -7,7 +7,7 @@
 #include <map>
 #include <string>
 
-#include "checks.hpp"
+#include "fuzz-checks.hpp"
 #include "image/striper_metadata.hpp"
 #include "layout/layout.hpp"
 

@@ -22,7 +22,7 @@
 #include <string_view>
 #include <vector>
 
-#include "checks.hpp"
+#include "fuzz-checks.hpp"
 
 namespace {
 

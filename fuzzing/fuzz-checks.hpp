@@ -2,8 +2,8 @@
 //
 // What the fuzzing targets share.
 
-#ifndef NBDRADOS_FUZZING_CHECKS_HPP
-#define NBDRADOS_FUZZING_CHECKS_HPP
+#ifndef NBDRADOS_FUZZING_FUZZ_CHECKS_HPP
+#define NBDRADOS_FUZZING_FUZZ_CHECKS_HPP
 
 #include <cstddef>
 #include <cstdint>

@@ -18,9 +18,10 @@ namespace {
 constexpr std::uint64_t max_size = (std::uint64_t{1} << 63) - 1;
 
 /// What libradosstriper accepts (ceph: src/include/ceph_fs.h,
-/// CEPH_MIN_STRIPE_UNIT).
+/// CEPH_MIN_STRIPE_UNIT), and can read again: it parses the attributes as
+/// 32-bit signed numbers.
 constexpr std::uint64_t striper_unit = 64 * 1024;
-constexpr std::uint64_t striper_max = (std::uint64_t{1} << 32) - 1;
+constexpr std::uint64_t striper_max = (std::uint64_t{1} << 31) - 1;
 
 Pool open_pool(const std::shared_ptr<Cluster>& cluster,
                const std::string& pool, const std::string& name_space) {
@@ -158,13 +159,13 @@ void check_create(const ImageSpec& spec, const CreateOptions& options) {
           options.object_size.value_or(std::max(object_size, unit));
       if (unit % striper_unit != 0 || unit > striper_max)
         bad("stripe-unit=" + std::to_string(unit) +
-            " is not a multiple of 64K below 4G");
+            " is not a multiple of 64K below 2G");
       if (size % unit != 0)
         bad("stripe-unit=" + std::to_string(unit) +
             " does not divide object-size=" + std::to_string(size));
       if (size % striper_unit != 0 || size > striper_max)
         bad("object-size=" + std::to_string(size) +
-            " is not a multiple of 64K below 4G");
+            " is not a multiple of 64K below 2G");
       if (options.stripe_count && *options.stripe_count > striper_max)
         bad("stripe-count=" + std::to_string(*options.stripe_count) +
             " is too large");

@@ -21,6 +21,7 @@
 #include "config.hpp"
 #include "gateway.hpp"
 #include "nbdkit/guard.hpp"
+#include "nbdkit/throughput.hpp"
 #include "rados/error.hpp"
 
 #ifdef HAVE_CONFIG_H
@@ -36,6 +37,7 @@ using namespace nbdrados;
 std::unique_ptr<Config> config;
 /// Made after nbdkit has gone into the background: librados starts threads.
 std::unique_ptr<Gateway> gateway;
+Throughput throughput;
 
 Gateway::Use& use_of(void* handle) {
   return *static_cast<Gateway::Use*>(handle);
@@ -205,6 +207,7 @@ int can_cache(void*) { return NBDKIT_CACHE_NONE; }
 
 int pread(void* handle, void* buffer, std::uint32_t count,
           std::uint64_t offset, std::uint32_t /*flags*/) {
+  const Throughput::Request request(throughput);
   return guard("pread", [&] {
     image_of(handle).read(static_cast<char*>(buffer), count, offset);
   });
@@ -212,6 +215,7 @@ int pread(void* handle, void* buffer, std::uint32_t count,
 
 int pwrite(void* handle, const void* buffer, std::uint32_t count,
            std::uint64_t offset, std::uint32_t /*flags*/) {
+  const Throughput::Request request(throughput);
   return guard("pwrite", [&] {
     image_of(handle).write(static_cast<const char*>(buffer), count, offset);
   });

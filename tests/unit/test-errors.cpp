@@ -54,10 +54,12 @@ class ErrorTest : public CppUnit::TestFixture {
     CPPUNIT_ASSERT(contains(error_text(ETIMEDOUT), "time"));
     CPPUNIT_ASSERT(contains(error_text(ENOENT), "not found"));
     CPPUNIT_ASSERT(contains(error_text(ENOTCONN), "not connected"));
+    CPPUNIT_ASSERT(contains(error_text(ENXIO), "pool has been deleted"));
     // Users must be able to tell them apart.
     std::set<std::string> all;
     const int codes[] = {ESHUTDOWN, EDQUOT, ENOSPC, ETIMEDOUT, ENOENT,
-                         ENOTCONN,  EIO,    EINVAL, EPERM,     EACCES};
+                         ENOTCONN,  ENXIO,  EIO,    EINVAL,    EPERM,
+                         EACCES};
     for (const int code : codes) {
       const std::string text = error_text(code);
       CPPUNIT_ASSERT(!text.empty());

@@ -541,6 +541,8 @@ class LayoutTest : public CppUnit::TestFixture {
                          even.image_parts(beyond - 1, 0, 4096).size());
     CPPUNIT_ASSERT(even.image_parts(beyond, 0, 4096).empty());
     CPPUNIT_ASSERT(even.image_parts(~u64{0}, 0, 4096).empty());
+    // The product of number and size is 2^64.
+    CPPUNIT_ASSERT(even.image_parts(u64{1} << 52, 0, 4096).empty());
     // 2^63 is 2 modulo 3: the last object is cut.
     const Layout odd(3, 3, 1);
     CPPUNIT_ASSERT((odd.image_parts(two63 / 3, 0, 3) ==

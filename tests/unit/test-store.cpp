@@ -210,6 +210,7 @@ class MemoryStoreTest : public CppUnit::TestFixture {
   CPPUNIT_TEST(notify_without_watchers);
   CPPUNIT_TEST(watch_of_missing_object);
   CPPUNIT_TEST(removing_breaks_watches);
+  CPPUNIT_TEST(no_callback_after_unwatching);
   CPPUNIT_TEST(unwatching_ends_callbacks);
   CPPUNIT_TEST(many_threads);
   CPPUNIT_TEST_SUITE_END();
@@ -625,6 +626,13 @@ class MemoryStoreTest : public CppUnit::TestFixture {
         0, write_at(store_, "x", 0, "NEW", snaps(5, {5, 3})));
     CPPUNIT_ASSERT_EQUAL(error(ENOENT), content(store_, "x", 3));
     CPPUNIT_ASSERT_EQUAL(std::string("new"), content(store_, "x", 5));
+    // No snapshot has seen this one, so nothing is left of it.
+    WriteOp op;
+    op.remove();
+    CPPUNIT_ASSERT_EQUAL(0, write_at(store_, "y", 0, "new", snaps(3, {3})));
+    CPPUNIT_ASSERT_EQUAL(0, write_at(store_, "y", 0, "NEW", snaps(3, {3})));
+    CPPUNIT_ASSERT_EQUAL(0, write(store_, "y", op, snaps(3, {3})));
+    CPPUNIT_ASSERT_EQUAL(std::size_t{1}, store_.list(any_name).size());
   }
 
   void snapshots_share_a_clone() {
@@ -772,6 +780,11 @@ class MemoryStoreTest : public CppUnit::TestFixture {
     op.clear();
     op.truncate(0).exec("rbd", "set", "bad");
     CPPUNIT_ASSERT_EQUAL(-EPERM, step("x", op));
+    op.clear();
+    op.exec("rbd", "set", "bad");
+    CPPUNIT_ASSERT_EQUAL(-EPERM, step("x", op));
+    CPPUNIT_ASSERT_EQUAL(-EPERM, step("y", op));
+    CPPUNIT_ASSERT_EQUAL(-ENOENT, size_of(store_, "y"));
     CPPUNIT_ASSERT_EQUAL(7, call("get", ""));
     CPPUNIT_ASSERT_EQUAL(std::string("dstep"), output);
     CPPUNIT_ASSERT_EQUAL(0, call("drop", ""));
@@ -985,6 +998,38 @@ class MemoryStoreTest : public CppUnit::TestFixture {
     CPPUNIT_ASSERT_EQUAL(0, store_.notify("x", "1", 20s));
     CPPUNIT_ASSERT(handler.payloads().empty());
     CPPUNIT_ASSERT_EQUAL(ENOTCONN, watch->check());
+    // Nobody waits for the answer of a broken watch.
+    Recorder silent(store_, "x", false);
+    const auto other = store_.watch("x", silent);
+    auto notify = std::async(std::launch::async,
+                             [&] { return store_.notify("x", "2", 20s); });
+    while (silent.payloads().empty()) std::this_thread::yield();
+    CPPUNIT_ASSERT_EQUAL(0, step("x", op));
+    CPPUNIT_ASSERT_EQUAL(0, notify.get());
+  }
+
+  void no_callback_after_unwatching() {
+    CPPUNIT_ASSERT_EQUAL(0, make(store_, "x"));
+    struct Blocker : WatchHandler {
+      void notified(std::uint64_t, std::uint64_t,
+                    std::string_view) noexcept override {
+        entered.set_value();
+        gone.get_future().wait();
+      }
+      void watch_lost(int) noexcept override {}
+      std::promise<void> entered;
+      std::promise<void> gone;
+    } blocker;
+    Recorder handler(store_, "x");
+    auto first = store_.watch("x", blocker);
+    auto second = store_.watch("x", handler);
+    auto notify = std::async(std::launch::async,
+                             [&] { return store_.notify("x", "1", 1ms); });
+    blocker.entered.get_future().wait();
+    second.reset();
+    blocker.gone.set_value();
+    CPPUNIT_ASSERT_EQUAL(-ETIMEDOUT, notify.get());
+    CPPUNIT_ASSERT(handler.payloads().empty());
   }
 
   // The handler is destroyed right after its watch: sanitizers see callbacks
@@ -1316,13 +1361,16 @@ class FaultStoreTest : public CppUnit::TestFixture {
     const auto pending = store_->write("x", op, {});
     CPPUNIT_ASSERT_EQUAL(std::string("new3456789"), content(*memory_, "x"));
     CPPUNIT_ASSERT_EQUAL(-ETIMEDOUT, pending->wait_for(5ms));
-    // And in time it has its own result.
-    store_->inject({.kind = Kind::write, .held = true, .carried_out = true});
+    // And in time it has its own result, of the one time that it is done.
+    store_->inject(
+        {.kind = Kind::write, .times = 2, .held = true, .carried_out = true});
     op.clear();
     op.create();
-    const auto other = store_->write("x", op, {});
+    const auto exists = store_->write("x", op, {});
+    const auto created = store_->write("z", op, {});
     store_->release();
-    CPPUNIT_ASSERT_EQUAL(-EEXIST, other->wait());
+    CPPUNIT_ASSERT_EQUAL(-EEXIST, exists->wait());
+    CPPUNIT_ASSERT_EQUAL(0, created->wait());
   }
 
   void wait_for_in_time() {
@@ -1398,6 +1446,19 @@ class FaultStoreTest : public CppUnit::TestFixture {
     // But destruction has waited.
     CPPUNIT_ASSERT_EQUAL(std::uint64_t{10}, size);
     CPPUNIT_ASSERT(store_->problems().empty());
+
+    store_->inject({.held = true});
+    auto leave = std::async(std::launch::async, [&] {
+      try {
+        const auto pending = store_->stat("y", &size, snap_head);
+        throw Error(EIO, "test");
+      } catch (const Error&) {
+      }
+    });
+    CPPUNIT_ASSERT(store_->wait_until_held(1));
+    CPPUNIT_ASSERT(leave.wait_for(20ms) == std::future_status::timeout);
+    store_->release();
+    leave.get();
   }
 
   void memory_changed_in_flight() {

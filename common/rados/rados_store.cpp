@@ -726,6 +726,14 @@ RadosCluster::RadosCluster(const ClusterConfig& config)
       throw Error(ENOENT, "cannot connect to Ceph as " + config.entity +
                               ": no key for it in keyring " +
                               option(rados_, "keyring"));
+    case -EINVAL:
+      throw Error(EINVAL,
+                  "cannot connect to Ceph as " + config.entity + ": " +
+                      (config.keyfile
+                           ? "keyfile=" + *config.keyfile + " holds no key"
+                           : "the key in keyring " +
+                                 option(rados_, "keyring") +
+                                 " or another option makes no sense"));
     default:
       fail(-r, "cannot connect to Ceph (mon_host=" + monitors + ") as " +
                    config.entity);

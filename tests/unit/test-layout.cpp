@@ -481,7 +481,8 @@ class LayoutTest : public CppUnit::TestFixture {
       // Objects near the end are the interesting ones.
       u64 object = random() % (count + 2);
       if (random() % 2 == 0)
-        object = count - std::min(count, random() % (layout.stripe_count() + 2));
+        object =
+            count - std::min(count, random() % (layout.stripe_count() + 2));
       const u64 used = layout.object_used(object, size);
       require(used <= layout.object_size(), "used", layout, object, size);
       require(used == 0 || inverse_formula(layout, {object, used - 1}) < size,

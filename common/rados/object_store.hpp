@@ -57,7 +57,9 @@ struct ConstPiece {
 /// order.  Everything that a step points to must stay valid until the
 /// operation has completed (Pending::wait has returned).
 ///
-/// Errors: more than max_steps steps throws std::length_error.
+/// Errors: more than max_steps steps throws std::length_error.  A write, zero
+/// or write_same of no bytes makes the whole operation -EINVAL, as a read of
+/// no bytes is: OSDs do not bear them.
 class WriteOp {
  public:
   enum class Kind : std::uint8_t {

@@ -413,8 +413,10 @@ class RadosStore final : public ObjectStore {
     std::size_t length = 0;
     for (const MutablePiece& piece : pieces) length += piece.size;
     auto p = std::make_unique<ReadPending>(*this, pieces);
-    p->submitted(
-        io_.aio_read(oid, p->completion(), &p->data, length, offset, snap));
+    // To an OSD, no bytes are all bytes.
+    p->submitted(length == 0 ? -EINVAL
+                             : io_.aio_read(oid, p->completion(), &p->data,
+                                            length, offset, snap));
     return p;
   }
 
@@ -523,6 +525,22 @@ class RadosStore final : public ObjectStore {
   std::map<SnapId, librados::IoCtx> at_snap_;  // guarded by mutex_; nodes stay
 };
 
+/// Whether a step is about no bytes, where it must be about some.  An OSD of
+/// 16.2.15 aborts when it is to zero nothing, and an object becomes unreadable
+/// when nothing is written behind its end.
+bool is_about_nothing(const WriteOp::Step& s) {
+  switch (s.kind) {
+    case WriteOp::Kind::zero:
+      return s.length == 0;
+    case WriteOp::Kind::write:
+    case WriteOp::Kind::write_same:
+      return std::all_of(s.pieces.begin(), s.pieces.end(),
+                         [](const ConstPiece& p) { return p.size == 0; });
+    default:
+      return false;
+  }
+}
+
 /// The librados form of `op`.  `buffers` keeps what refers to the caller's
 /// memory.
 void translate(const WriteOp& op, librados::ObjectWriteOperation& to,
@@ -575,6 +593,11 @@ std::unique_ptr<Pending> RadosStore::write(const std::string& oid,
                                            const WriteOp& op,
                                            const SnapContext& snapc) {
   auto p = std::make_unique<WritePending>(*this, copy_writes_);
+  const auto steps = op.steps();
+  if (std::any_of(steps.begin(), steps.end(), is_about_nothing)) {
+    p->submitted(-EINVAL);
+    return p;
+  }
   librados::ObjectWriteOperation to;
   translate(op, to, p->buffers);
   int r;

@@ -1219,8 +1219,8 @@ def parse_options():
                         default=1, help="for writes, default 1")
     parser.add_argument("--image-size", type=parse_size, metavar="SIZE",
                         help="of the filled images, default 1G")
-    parser.add_argument("--threads", type=int, default=16, metavar="N",
-                        help="nbdkit -t, default 16 (nbdkit's own default)")
+    parser.add_argument("--threads", type=int, default=32, metavar="N",
+                        help="nbdkit -t, default 32 (the largest depth)")
     parser.add_argument("--plugin-option", action="append", default=[],
                         metavar="KEY=VALUE",
                         help="one more parameter of the plugin")

@@ -8,10 +8,19 @@
 // clear the variable; and with ld.so --preload the sanitizers take the
 // loader for the program, which breaks the stacks that suppressions look at.
 
-#include <cstdlib>
+#include <string_view>
 
 namespace {
 
-[[gnu::constructor]] void unpreload() { unsetenv("LD_PRELOAD"); }
+// Runs before the constructor of the C library (see Makefile.am), so there is
+// no environ and no unsetenv yet.  The GNU C library gives the arguments of
+// main to constructors.
+[[gnu::constructor]] void unpreload(int /* argc */, char** /* argv */,
+                                    char** environment) {
+  char** kept = environment;
+  for (char** entry = environment; *entry != nullptr; ++entry)
+    if (!std::string_view(*entry).starts_with("LD_PRELOAD=")) *kept++ = *entry;
+  *kept = nullptr;
+}
 
 }  // namespace

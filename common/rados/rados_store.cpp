@@ -53,6 +53,10 @@ class Completion {
   Completion(const Completion&) = delete;
   Completion& operator=(const Completion&) = delete;
   librados::AioCompletion* get() const noexcept { return c_; }
+  /// Before the operation starts; makes is_complete_and_cb() meaningful.
+  void set_empty_callback() {
+    c_->set_complete_callback(nullptr, [](rados_completion_t, void*) {});
+  }
 
  private:
   librados::AioCompletion* c_;
@@ -289,10 +293,14 @@ class WatchContext final : public librados::WatchCtx2 {
   Completion registered;
 
   /// Waits for an operation on the watch, at most until `deadline`.
-  /// Returns its result, or -ETIMEDOUT.
+  /// Returns its result, or -ETIMEDOUT.  Not only for the completion but also
+  /// for its callback, which must be set: librados ends a watch in a task of
+  /// its own that it queues before the callback, and that must not meet a
+  /// client that has been shut down (ceph: src/librados/IoCtxImpl.cc,
+  /// C_aio_linger_Complete).
   static int wait(Completion& c,
                   std::chrono::steady_clock::time_point deadline) {
-    while (!c.get()->is_complete()) {
+    while (!c.get()->is_complete_and_cb()) {
       if (std::chrono::steady_clock::now() >= deadline) return -ETIMEDOUT;
       std::this_thread::sleep_for(std::chrono::microseconds(200));
     }
@@ -385,6 +393,7 @@ RadosWatch::~RadosWatch() {
                         std::min<std::chrono::milliseconds>(
                             cluster_->timeout(), std::chrono::seconds(5));
   Completion done;
+  done.set_empty_callback();
   if (io_.aio_unwatch(context_->handle, done.get()) == 0 &&
       WatchContext::wait(done, deadline) != -ETIMEDOUT)
     cluster_->flush_watches();
@@ -472,6 +481,7 @@ class RadosStore final : public ObjectStore {
                                WatchHandler& handler) override {
     auto context = std::make_shared<WatchContext>(io_, oid, handler);
     const std::string doing = "cannot watch object " + oid;
+    context->registered.set_empty_callback();
     check(io_.aio_watch(oid, context->registered.get(), &context->handle,
                         context.get()),
           doing);

@@ -6,6 +6,7 @@
 #include <sys/socket.h>
 
 #include <array>
+#include <charconv>
 #include <cstddef>
 #include <limits>
 #include <utility>
@@ -39,6 +40,9 @@ std::string entity_type_name(unsigned type) {
 constexpr std::uint8_t address_legacy = 0;
 constexpr std::uint8_t address_framed = 1;
 constexpr std::size_t legacy_sockaddr_size = 128;  // sockaddr_storage
+
+// ceph: src/librbd/managed_lock/Utils.cc
+constexpr std::string_view cookie_prefix = "auto ";
 
 // Linux' values: they are what is on the wire.
 constexpr unsigned family_none = 0;
@@ -164,6 +168,29 @@ std::string encode_break_lock(std::string_view name,
   return out.take();
 }
 
+std::string encode_assert_locked(std::string_view name, LockType type,
+                                 std::string_view cookie,
+                                 std::string_view tag) {
+  Encoder out;
+  out.frame(1, 1, [&] {
+    out.string(name).u8(static_cast<std::uint8_t>(type));
+    out.string(cookie).string(tag);
+  });
+  return out.take();
+}
+
+std::string encode_set_lock_cookie(std::string_view name, LockType type,
+                                   std::string_view cookie,
+                                   std::string_view tag,
+                                   std::string_view new_cookie) {
+  Encoder out;
+  out.frame(1, 1, [&] {
+    out.string(name).u8(static_cast<std::uint8_t>(type));
+    out.string(cookie).string(tag).string(new_cookie);
+  });
+  return out.take();
+}
+
 std::string encode_get_lock_info(std::string_view name) {
   Encoder out;
   out.frame(1, 1, [&] { out.string(name); });
@@ -184,6 +211,21 @@ LockInfo decode_lock_info(std::string_view bytes) {
   info.type = static_cast<LockType>(type);
   info.tag = in.string("tag");
   return info;
+}
+
+std::string rbd_lock_cookie(std::uint64_t watch_handle) {
+  return std::string(cookie_prefix) + std::to_string(watch_handle);
+}
+
+std::optional<std::uint64_t> parse_rbd_lock_cookie(
+    std::string_view cookie) noexcept {
+  if (!cookie.starts_with(cookie_prefix)) return std::nullopt;
+  cookie.remove_prefix(cookie_prefix.size());
+  std::uint64_t handle = 0;
+  const char* end = cookie.data() + cookie.size();
+  const auto [stop, error] = std::from_chars(cookie.data(), end, handle);
+  if (error != std::errc() || stop != end) return std::nullopt;
+  return handle;
 }
 
 }  // namespace nbdrados

@@ -10,6 +10,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -22,6 +23,8 @@ inline constexpr std::string_view lock_method_lock = "lock";
 inline constexpr std::string_view lock_method_unlock = "unlock";
 inline constexpr std::string_view lock_method_break = "break_lock";
 inline constexpr std::string_view lock_method_get_info = "get_info";
+inline constexpr std::string_view lock_method_assert_locked = "assert_locked";
+inline constexpr std::string_view lock_method_set_cookie = "set_cookie";
 
 enum class LockType : std::uint8_t {
   none = 0,
@@ -50,6 +53,22 @@ inline constexpr std::uint8_t entity_client = 8;
 /// Input of unlock.  ENOENT: this client does not have it.
 [[nodiscard]] std::string encode_unlock(std::string_view name,
                                         std::string_view cookie);
+
+/// Input of assert_locked, a step before others that need the lock.  EBUSY:
+/// this client does not have it with this type, cookie and tag; ENOENT: there
+/// is no such object.
+[[nodiscard]] std::string encode_assert_locked(std::string_view name,
+                                               LockType type,
+                                               std::string_view cookie,
+                                               std::string_view tag);
+
+/// Input of set_cookie: this client's lock gets another cookie without being
+/// free in between.  EBUSY: as of assert_locked, or the new cookie is in use.
+[[nodiscard]] std::string encode_set_lock_cookie(std::string_view name,
+                                                 LockType type,
+                                                 std::string_view cookie,
+                                                 std::string_view tag,
+                                                 std::string_view new_cookie);
 
 /// Who has a lock.
 struct LockHolder {
@@ -86,6 +105,24 @@ struct LockInfo {
 /// The reply of get_info.  A lock that nobody has gives no holders.  Throws
 /// Error(EIO) that names the field and what is wrong.
 [[nodiscard]] LockInfo decode_lock_info(std::string_view bytes);
+
+// --- RBD's locks ----------------------------------------------------------
+
+/// The name of all locks of RBD (ceph: src/include/rbd_types.h,
+/// RBD_LOCK_NAME): of the header object the exclusive lock and those of
+/// `rbd lock add`, of the object map's object that of its user, which has
+/// neither cookie nor tag.
+inline constexpr std::string_view rbd_lock_name = "rbd_lock";
+/// The tag of an exclusive lock that a program took by itself; those of
+/// `rbd lock add` have none (ceph: src/librbd/managed_lock/Utils.cc).
+inline constexpr std::string_view rbd_lock_tag = "internal";
+
+/// The cookie of such a lock: "auto HANDLE" with the cookie of the holder's
+/// watch on the header, by which others see whether the holder lives.
+[[nodiscard]] std::string rbd_lock_cookie(std::uint64_t watch_handle);
+/// The watch's cookie; nothing where this is no such cookie.
+[[nodiscard]] std::optional<std::uint64_t> parse_rbd_lock_cookie(
+    std::string_view cookie) noexcept;
 
 }  // namespace nbdrados
 

@@ -349,4 +349,21 @@ std::string decode_metadata_get(std::string_view bytes) {
   return in.string("value");
 }
 
+std::string encode_set_flags(SnapId snap, std::uint64_t flags,
+                             std::uint64_t mask) {
+  Encoder out;
+  out.u64(flags).u64(mask).u64(snap);
+  return out.take();
+}
+
+std::string encode_sparse_copyup(std::span<const ObjectRange> extents,
+                                 std::string_view data) {
+  Encoder out;
+  out.u32(static_cast<std::uint32_t>(extents.size()));
+  for (const ObjectRange& extent : extents)
+    out.u64(extent.offset).u64(extent.length);
+  out.string(data);
+  return out.take();
+}
+
 }  // namespace nbdrados

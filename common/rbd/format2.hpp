@@ -19,6 +19,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -217,6 +218,24 @@ decode_get_parent(std::string_view bytes);
     std::string_view bytes);
 /// The reply of metadata_get: the value.
 [[nodiscard]] std::string decode_metadata_get(std::string_view bytes);
+
+// --- writing --------------------------------------------------------------
+//
+// Sources as above.  copyup, on a data object, takes the object's new data as
+// it is, without a length: it writes that at 0 if there is no such object,
+// and else does nothing.  Without data it makes an empty object.
+
+/// Input of set_flags: the bits in `mask` of an image's or a snapshot's
+/// flags (flag_object_map_invalid, ...) become as in `flags`.
+[[nodiscard]] std::string encode_set_flags(SnapId snap, std::uint64_t flags,
+                                           std::uint64_t mask);
+
+/// Input of sparse_copyup (Ceph 16 and newer): as copyup, but what lies
+/// outside of `extents` is left out.  `data` is the bytes of all extents, one
+/// behind the other; extents ascend and do not overlap.  EINVAL: data is too
+/// short.
+[[nodiscard]] std::string encode_sparse_copyup(
+    std::span<const ObjectRange> extents, std::string_view data);
 
 }  // namespace nbdrados
 

@@ -40,9 +40,33 @@ struct ClusterConfig {
 /// The version of the librados in use, "major.minor.extra" of its API.
 [[nodiscard]] std::string librados_version();
 
+/// What taking a lock from a client needs of the cluster.  Thread-safe.
+class Blocklister {
+ public:
+  virtual ~Blocklister() = default;
+
+  /// This client's id, the number in "client.4711".
+  [[nodiscard]] virtual std::uint64_t client_id() const = 0;
+
+  /// Shuts a client out of the cluster: no OSD takes anything from it any
+  /// more, and what it tries fails with ESHUTDOWN.  `address` is that of a
+  /// Watcher or LockHolder; `duration` 0 is the monitors' default
+  /// (mon_osd_blocklist_default_expire, one hour).  Returns when this client
+  /// has the map that says so, thus later operations of this client reach OSDs
+  /// that know.  Blocks; throws Error: EACCES where the key does not allow it
+  /// ("profile rbd" does), ETIMEDOUT where no monitor answers.
+  virtual void blocklist(const std::string& address,
+                         std::chrono::seconds duration) = 0;
+
+  /// Returns when this client has the newest OSD map of the monitors.  Blocks,
+  /// while there are no monitors for ever; throws Error.
+  virtual void wait_for_latest_osdmap() = 0;
+};
+
 /// A connected client.  Thread-safe.  librados starts threads, so one must
 /// not be made before a fork whose child uses it.
-class Cluster : public std::enable_shared_from_this<Cluster> {
+class Cluster : public Blocklister,
+                public std::enable_shared_from_this<Cluster> {
  public:
   /// Connects.  Throws Error: ENOENT (conf, keyring or monitors not found),
   /// EACCES (the key is wrong or the user unknown), ETIMEDOUT (no monitor
@@ -50,8 +74,6 @@ class Cluster : public std::enable_shared_from_this<Cluster> {
   /// option).
   [[nodiscard]] static std::shared_ptr<Cluster> connect(
       const ClusterConfig& config);
-  virtual ~Cluster() = default;
-
   /// What a store is for.  Metadata operations (locks, watches, headers)
   /// never wait for space, whatever wait_when_full says.
   enum class Purpose : std::uint8_t { metadata, data };
@@ -64,9 +86,6 @@ class Cluster : public std::enable_shared_from_this<Cluster> {
   [[nodiscard]] virtual std::shared_ptr<ObjectStore> open_pool(
       std::int64_t pool_id, const std::string& name_space,
       Purpose purpose) = 0;
-
-  /// This client's id, the number in "client.4711".
-  [[nodiscard]] virtual std::uint64_t client_id() const = 0;
 
   /// Bound on one metadata operation.
   [[nodiscard]] virtual std::chrono::milliseconds timeout() const = 0;

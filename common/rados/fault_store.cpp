@@ -54,6 +54,8 @@ std::string_view to_string(FaultStore::Kind kind) noexcept {
       return "notify";
     case FaultStore::Kind::list:
       return "list";
+    case FaultStore::Kind::list_watchers:
+      return "list_watchers";
   }
   return "?";
 }
@@ -88,7 +90,8 @@ class FaultStore::FaultPending : public Pending {
 
   ~FaultPending() override {
     // An exception may leave operations behind; nobody else may.
-    if (!asked_ && std::uncaught_exceptions() <= exceptions_)
+    if (!asked_ && operation_->record.kind != Kind::notify &&
+        std::uncaught_exceptions() <= exceptions_)
       store_.problem(operation_->record, "nobody asked for the result");
     if (!asked_) static_cast<void>(wait());
     timer_ = {};
@@ -195,7 +198,9 @@ std::unique_ptr<FaultStore::FaultPending> FaultStore::submit(
     const std::scoped_lock lock(mutex_);
     held_.push_back(operation);
     changed_.notify_all();
-  } else if (fault.delay.count() > 0) {
+  } else if (fault.delay.count() > 0 ||
+             operation->record.kind == Kind::notify) {
+    // A notification lasts until watchers answer.
     pending->start_timer();
   } else {
     operation->state = Operation::State::running;
@@ -426,11 +431,22 @@ int FaultStore::map_extents(const std::string& oid, std::uint64_t offset,
                  });
 }
 
-int FaultStore::notify(const std::string& oid, std::string_view payload,
-                       std::chrono::milliseconds limit) {
-  return run_now({.kind = Kind::notify, .oid = oid}, [&](const Fault&) {
-    return base_.notify(oid, payload, limit);
-  });
+std::unique_ptr<Pending> FaultStore::list_watchers(
+    const std::string& oid, std::vector<Watcher>* out) {
+  return submit({.kind = Kind::list_watchers, .oid = oid},
+                [this, oid, out](const Fault&) {
+                  return base_.list_watchers(oid, out)->wait();
+                });
+}
+
+std::unique_ptr<Pending> FaultStore::start_notify(
+    const std::string& oid, std::string_view payload,
+    std::chrono::milliseconds limit, std::string* reply) {
+  return submit({.kind = Kind::notify, .oid = oid},
+                [this, oid, payload = std::string(payload), limit,
+                 reply](const Fault&) {
+                  return base_.start_notify(oid, payload, limit, reply)->wait();
+                });
 }
 
 void FaultStore::notify_ack(const std::string& oid, std::uint64_t notify_id,
@@ -473,6 +489,10 @@ class FaultStore::FaultWatch : public Watch, private WatchHandler {
   }
   FaultWatch(const FaultWatch&) = delete;
   FaultWatch& operator=(const FaultWatch&) = delete;
+
+  std::uint64_t cookie() const noexcept override {
+    return base_watch_->cookie();
+  }
 
   void start() {
     base_watch_ = store_.base_.watch(oid_, *this);

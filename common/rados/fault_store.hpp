@@ -18,6 +18,7 @@
 //     destroyed without a wait, other than by an exception;
 //   - memory of an operation (data to write, destination of a read) that
 //     changed while the operation was in flight.  Only of late operations.
+// A notification may be destroyed without a wait.
 // Memory is only read or written by the store while the operation is in
 // flight, never after it has completed or was cancelled.
 //
@@ -61,6 +62,7 @@ class FaultStore : public ObjectStore {
     notify_ack,
     notify,
     list,
+    list_watchers,
   };
 
   /// What shall happen to which operations.
@@ -168,8 +170,12 @@ class FaultStore : public ObjectStore {
                                              WatchHandler& handler) override;
   void notify_ack(const std::string& oid, std::uint64_t notify_id,
                   std::uint64_t cookie, std::string_view payload) override;
-  int notify(const std::string& oid, std::string_view payload,
-             std::chrono::milliseconds limit) override;
+  [[nodiscard]] std::unique_ptr<Pending> list_watchers(
+      const std::string& oid, std::vector<Watcher>* out) override;
+  /// Carried out by a thread of its own, or by the one that releases it.
+  [[nodiscard]] std::unique_ptr<Pending> start_notify(
+      const std::string& oid, std::string_view payload,
+      std::chrono::milliseconds limit, std::string* reply) override;
   [[nodiscard]] std::vector<std::string> list(
       bool (*wanted)(std::string_view)) override;
 

@@ -45,6 +45,7 @@ bool valid(const SnapContext& snapc) {
 // Whether a step can fail on what it finds in the object.
 bool can_fail(WriteOp::Kind kind) {
   switch (kind) {
+    case WriteOp::Kind::touch:
     case WriteOp::Kind::alloc_hint:
     case WriteOp::Kind::set_xattr:
     case WriteOp::Kind::omap_set:
@@ -102,6 +103,11 @@ class Decoder {
 
 void put_u32(std::string& out, std::size_t n) {
   for (int i = 0; i < 4; ++i) out += static_cast<char>(n >> (8 * i) & 0xff);
+}
+
+void put_u64(std::string& out, std::uint64_t n) {
+  put_u32(out, n & 0xffffffff);
+  put_u32(out, n >> 32);
 }
 
 void put_text(std::string& out, std::string_view text) {
@@ -281,14 +287,15 @@ std::vector<ObjectRange> SparseData::written(std::uint64_t offset,
 
 class MemoryStore::MemoryWatch : public Watch {
  public:
-  MemoryWatch(MemoryStore& store, std::shared_ptr<WatchState> state)
+  MemoryWatch(MemoryStore& store, WatchPtr state)
       : store_(store), state_(std::move(state)) {}
   ~MemoryWatch() override {
     std::unique_lock lock(store_.mutex_);
     state_->closed = true;
-    store_.watches_.erase(state_->cookie);
+    store_.watches_.erase(state_->who.cookie);
     // Who does not watch any more need not answer.
-    for (auto& [id, cookies] : store_.unacked_) cookies.erase(state_->cookie);
+    for (auto& [id, n] : store_.notifications_)
+      n.unanswered.erase(state_->who.cookie);
     store_.changed_.notify_all();
     store_.changed_.wait(lock, [this] { return state_->busy == 0; });
   }
@@ -298,10 +305,11 @@ class MemoryStore::MemoryWatch : public Watch {
     const std::scoped_lock lock(store_.mutex_);
     return state_->lost;
   }
+  std::uint64_t cookie() const noexcept override { return state_->who.cookie; }
 
  private:
   MemoryStore& store_;
-  std::shared_ptr<WatchState> state_;
+  WatchPtr state_;
 };
 
 template <class Callback>
@@ -318,14 +326,35 @@ void MemoryStore::deliver(WatchState& state, Callback callback) {
 
 std::unique_ptr<Watch> MemoryStore::watch(const std::string& oid,
                                           WatchHandler& handler) {
+  return watch_as({.address = options_.address,
+                   .client = options_.client,
+                   .cookie = 0},
+                  oid, handler);
+}
+
+std::unique_ptr<Watch> MemoryStore::watch_as(const Watcher& who,
+                                             const std::string& oid,
+                                             WatchHandler& handler) {
   const std::scoped_lock lock(mutex_);
   if (at(oid, snap_head) == nullptr) fail(ENOENT, "cannot watch " + oid);
   auto state = std::make_shared<WatchState>();
   state->oid = oid;
-  state->cookie = ++last_id_;
+  state->who = who;
+  if (who.cookie == 0) state->who.cookie = ++last_id_;
   state->handler = &handler;
-  watches_[state->cookie] = state;
+  if (!watches_.try_emplace(state->who.cookie, state).second)
+    throw Error(EEXIST, "two watches with one cookie");
   return std::make_unique<MemoryWatch>(*this, std::move(state));
+}
+
+std::unique_ptr<Pending> MemoryStore::list_watchers(
+    const std::string& oid, std::vector<Watcher>* out) {
+  const std::scoped_lock lock(mutex_);
+  if (at(oid, snap_head) == nullptr) return done(-ENOENT);
+  out->clear();
+  for (const auto& [cookie, state] : watches_)
+    if (state->oid == oid) out->push_back(state->who);
+  return done(0);
 }
 
 std::size_t MemoryStore::watchers(const std::string& oid) {
@@ -337,49 +366,118 @@ std::size_t MemoryStore::watchers(const std::string& oid) {
 }
 
 void MemoryStore::notify_ack(const std::string&, std::uint64_t notify_id,
-                             std::uint64_t cookie, std::string_view) {
+                             std::uint64_t cookie, std::string_view payload) {
   const std::scoped_lock lock(mutex_);
-  const auto found = unacked_.find(notify_id);
-  if (found == unacked_.end()) return;
-  found->second.erase(cookie);
+  const auto found = notifications_.find(notify_id);
+  if (found == notifications_.end()) return;
+  Notification& n = found->second;
+  const auto watch = n.unanswered.find(cookie);
+  if (watch == n.unanswered.end()) return;
+  n.answers.emplace(std::pair(watch->second->who.client, cookie), payload);
+  n.unanswered.erase(watch);
   changed_.notify_all();
 }
 
-int MemoryStore::notify(const std::string& oid, std::string_view payload,
-                        std::chrono::milliseconds limit) {
-  std::unique_lock lock(mutex_);
-  if (at(oid, snap_head) == nullptr) return -ENOENT;
+class MemoryStore::MemoryNotify : public Pending {
+ public:
+  MemoryNotify(MemoryStore& store, std::uint64_t id,
+               std::chrono::milliseconds limit, std::string* reply)
+      : store_(store),
+        id_(id),
+        deadline_(std::chrono::steady_clock::now() + limit),
+        reply_(reply) {}
+  ~MemoryNotify() override {
+    const std::scoped_lock lock(store_.mutex_);
+    store_.notifications_.erase(id_);
+    // Does not wait where nobody has waited.
+    if (!result_) store_.callbacks_.push_back(std::move(deliverer_));
+  }
+  MemoryNotify(const MemoryNotify&) = delete;
+  MemoryNotify& operator=(const MemoryNotify&) = delete;
+
+  void deliver_by(std::jthread deliverer) { deliverer_ = std::move(deliverer); }
+
+  int wait() override { return wait_until(deadline_, true); }
+  int wait_for(std::chrono::milliseconds limit) override {
+    const auto until = std::chrono::steady_clock::now() + limit;
+    return wait_until(std::min(deadline_, until), until >= deadline_);
+  }
+
+ private:
+  // `answer`: at `until`, the store gives the answers that it has.
+  int wait_until(std::chrono::steady_clock::time_point until, bool answer) {
+    std::unique_lock lock(store_.mutex_);
+    if (result_) return *result_;
+    const Notification& n = store_.notifications_.at(id_);
+    const bool all = store_.changed_.wait_until(
+        lock, until, [&n] { return n.unanswered.empty(); });
+    if (reply_ != nullptr) {
+      reply_->clear();
+      if (all || answer) *reply_ = encoded(n);
+    }
+    store_.notifications_.erase(id_);
+    return result_.emplace(all ? 0 : -ETIMEDOUT);
+  }
+
+  static std::string encoded(const Notification& n) {
+    std::string out;
+    put_u32(out, n.answers.size());
+    for (const auto& [who, payload] : n.answers) {
+      put_u64(out, who.first);
+      put_u64(out, who.second);
+      put_text(out, payload);
+    }
+    put_u32(out, n.unanswered.size());
+    for (const auto& [cookie, state] : n.unanswered) {
+      put_u64(out, state->who.client);
+      put_u64(out, cookie);
+    }
+    return out;
+  }
+
+  MemoryStore& store_;
+  const std::uint64_t id_;
+  const std::chrono::steady_clock::time_point deadline_;
+  std::string* const reply_;
+  std::optional<int> result_;
+  std::jthread deliverer_;
+};
+
+std::unique_ptr<Pending> MemoryStore::start_notify(
+    const std::string& oid, std::string_view payload,
+    std::chrono::milliseconds limit, std::string* reply) {
+  const std::scoped_lock lock(mutex_);
+  if (at(oid, snap_head) == nullptr) return done(-ENOENT);
   const std::uint64_t id = ++last_id_;
-  std::set<std::uint64_t>& unacked = unacked_[id];
-  std::vector<std::shared_ptr<WatchState>> receivers;
+  Notification& n = notifications_[id];
+  std::vector<WatchPtr> receivers;
   for (const auto& [cookie, state] : watches_)
     if (state->oid == oid) {
       receivers.push_back(state);
-      unacked.insert(cookie);
+      n.unanswered.emplace(cookie, state);
     }
-  const std::jthread deliverer([&] {
-    for (const auto& state : receivers)
-      deliver(*state, [&](WatchHandler& handler) {
-        handler.notified(id, state->cookie, payload);
-      });
-  });
-  const bool answered =
-      changed_.wait_for(lock, limit, [&] { return unacked.empty(); });
-  unacked_.erase(id);
-  lock.unlock();
-  return answered ? 0 : -ETIMEDOUT;
+  auto pending = std::make_unique<MemoryNotify>(*this, id, limit, reply);
+  pending->deliver_by(
+      std::jthread([this, id, receivers = std::move(receivers),
+                    payload = std::string(payload)] {
+        for (const WatchPtr& state : receivers)
+          deliver(*state, [&](WatchHandler& handler) {
+            handler.notified(id, state->who.cookie, payload);
+          });
+      }));
+  return pending;
 }
 
 // Removing an object breaks the watches on it.
 void MemoryStore::lose_watches(const std::string& oid) {
-  std::vector<std::shared_ptr<WatchState>> lost;
+  std::vector<WatchPtr> lost;
   for (auto at = watches_.begin(); at != watches_.end();) {
     if (at->second->oid != oid) {
       ++at;
       continue;
     }
     at->second->lost = ENOTCONN;
-    for (auto& [id, cookies] : unacked_) cookies.erase(at->first);
+    for (auto& [id, n] : notifications_) n.unanswered.erase(at->first);
     lost.push_back(at->second);
     at = watches_.erase(at);
   }
@@ -638,6 +736,9 @@ int MemoryStore::step(std::optional<MemoryObject>& object,
     case WriteOp::Kind::create:
       if (object) return -EEXIST;
       object.emplace();
+      break;
+    case WriteOp::Kind::touch:
+      made(object);
       break;
     case WriteOp::Kind::assert_exists:
       return object ? 0 : -ENOENT;

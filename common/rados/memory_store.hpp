@@ -6,7 +6,7 @@
 // them.  Rules come from ceph: src/osd/PrimaryLogPG.cc (do_osd_ops,
 // make_writeable, find_object_context).
 //
-//   - write, write_full, write_same, create, set_xattr, omap_set,
+//   - write, write_full, write_same, create, touch, set_xattr, omap_set,
 //     tmap_update and alloc_hint make a missing object; zero and truncate of
 //     one do nothing and succeed.
 //   - A zero that reaches the end of the object truncates it.
@@ -23,8 +23,8 @@
 //   - list() gives the names in no useful order, and also names of objects
 //     whose head has been removed while clones of it are left, as OSDs do.
 //
-// All operations are complete when they return; only callbacks of watches
-// come from another thread.
+// All operations are complete when they return, but for notifications, whose
+// callbacks come from another thread.
 //
 //     MemoryStore store;
 //     store.on_exec("rbd", "get_size", [](auto& object, auto in, auto& out) {
@@ -47,7 +47,6 @@
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <set>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -110,6 +109,10 @@ class MemoryStore : public ObjectStore {
     bool can_map = true;
     /// Bytes (ceph: osd_max_object_size).
     std::uint64_t max_object_size = std::uint64_t{128} << 20;
+    /// Whose watches those of watch() are, as list_watchers gives them and
+    /// notifications answer.
+    std::uint64_t client = 4100;
+    std::string address = "127.0.0.1:0/4100";
   };
 
   /// An object class method.  `object` is empty where there is no such
@@ -136,6 +139,12 @@ class MemoryStore : public ObjectStore {
   /// Replaces the head of an object, or removes it, behind everybody's back:
   /// no snapshot is made of the old one.
   void put(const std::string& oid, std::optional<MemoryObject> object);
+
+  /// As watch, for another client: one with the `client` and `address` of
+  /// `who`.  With `who.cookie` where that is not 0, else with a new one.
+  [[nodiscard]] std::unique_ptr<Watch> watch_as(const Watcher& who,
+                                                const std::string& oid,
+                                                WatchHandler& handler);
 
   /// Number of watches on an object.
   [[nodiscard]] std::size_t watchers(const std::string& oid);
@@ -166,14 +175,18 @@ class MemoryStore : public ObjectStore {
                                              WatchHandler& handler) override;
   void notify_ack(const std::string& oid, std::uint64_t notify_id,
                   std::uint64_t cookie, std::string_view payload) override;
-  /// -ETIMEDOUT: a watcher did not answer in time.
-  int notify(const std::string& oid, std::string_view payload,
-             std::chrono::milliseconds limit) override;
+  [[nodiscard]] std::unique_ptr<Pending> list_watchers(
+      const std::string& oid, std::vector<Watcher>* out) override;
+  /// `limit` to the millisecond.
+  [[nodiscard]] std::unique_ptr<Pending> start_notify(
+      const std::string& oid, std::string_view payload,
+      std::chrono::milliseconds limit, std::string* reply) override;
   [[nodiscard]] std::vector<std::string> list(
       bool (*wanted)(std::string_view)) override;
 
  private:
   class MemoryWatch;
+  class MemoryNotify;
   struct Clone {
     SnapId id;                  // the seq of the write that made it
     std::vector<SnapId> snaps;  // the snapshots it stands for, newest first
@@ -186,11 +199,18 @@ class MemoryStore : public ObjectStore {
   };
   struct WatchState {
     std::string oid;
-    std::uint64_t cookie;
+    Watcher who;
     WatchHandler* handler;
     int busy = 0;         // callbacks under way
     bool closed = false;  // no more callbacks
     int lost = 0;         // positive errno
+  };
+
+  using WatchPtr = std::shared_ptr<WatchState>;
+  struct Notification {
+    std::map<std::uint64_t, WatchPtr> unanswered;  // by cookie
+    // The payloads of those that answered.
+    std::map<std::pair<std::uint64_t, std::uint64_t>, std::string> answers;
   };
 
   [[nodiscard]] const MemoryObject* at(const std::string& oid,
@@ -216,8 +236,8 @@ class MemoryStore : public ObjectStore {
   std::condition_variable changed_;  // acks and ends of callbacks
   std::map<std::string, Entry> objects_;
   std::map<std::pair<std::string, std::string>, Method> methods_;
-  std::map<std::uint64_t, std::shared_ptr<WatchState>> watches_;  // by cookie
-  std::map<std::uint64_t, std::set<std::uint64_t>> unacked_;  // by notify id
+  std::map<std::uint64_t, WatchPtr> watches_;           // by cookie
+  std::map<std::uint64_t, Notification> notifications_;  // by notify id
   std::uint64_t last_id_ = 0;
   std::vector<std::jthread> callbacks_;  // last: joined first
 };

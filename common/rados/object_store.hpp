@@ -64,6 +64,7 @@ class WriteOp {
  public:
   enum class Kind : std::uint8_t {
     create,         // exclusive: EEXIST where the object exists
+    touch,          // makes the object where there is none
     assert_exists,  // ENOENT where it does not
     write,          // pieces at offset
     write_same,     // pieces[0] repeated over length (a multiple of its size)
@@ -89,7 +90,11 @@ class WriteOp {
   };
   static constexpr std::size_t max_steps = 8;
 
-  WriteOp& create() { return add({.kind = Kind::create}); }
+  /// Exclusive: EEXIST where the object exists.  Else it may exist, and then
+  /// nothing happens to it.
+  WriteOp& create(bool exclusive = true) {
+    return add({.kind = exclusive ? Kind::create : Kind::touch});
+  }
   WriteOp& assert_exists() { return add({.kind = Kind::assert_exists}); }
   WriteOp& write(std::uint64_t offset, std::span<const ConstPiece> pieces) {
     return add({.kind = Kind::write, .offset = offset, .pieces = pieces});
@@ -117,6 +122,8 @@ class WriteOp {
   WriteOp& cmp_xattr_gt(std::string_view name, std::uint64_t number) {
     return add({.kind = Kind::cmp_xattr_gt, .offset = number, .name = name});
   }
+  /// Calls an object class method, that changes the object or checks it.
+  /// What the method puts out is lost; its error is the operation's.
   WriteOp& exec(std::string_view cls, std::string_view method,
                 std::string_view input) {
     return add({.kind = Kind::exec,
@@ -180,12 +187,24 @@ struct ObjectRange {
   bool operator==(const ObjectRange&) const = default;
 };
 
+/// A watch on an object, as the OSD lists it.
+struct Watcher {
+  /// "192.0.2.1:0/1234567", as of LockHolder; what a blocklist takes.
+  std::string address;
+  std::uint64_t client = 0;  // the number in "client.4711"
+  std::uint64_t cookie = 0;  // Watch::cookie of that client
+  bool operator==(const Watcher&) const = default;
+};
+
 /// Called by threads of the store, so: record and return, never block.
 class WatchHandler {
  public:
   virtual ~WatchHandler() = default;
   /// Somebody notified the watched object.  Answer with
   /// ObjectStore::notify_ack, or the notifier waits for its timeout.
+  /// notify_ack may be called from here, as it does not wait; the thread
+  /// that sent a notification may be waiting, so whoever watches what he
+  /// notifies answers his own notifications here.
   virtual void notified(std::uint64_t notify_id, std::uint64_t cookie,
                         std::string_view payload) noexcept = 0;
   /// The watch is broken (ENOTCONN) or notifications may have been missed
@@ -200,6 +219,10 @@ class Watch {
   virtual ~Watch() = default;
   /// 0 while the watch is good, else the positive errno that broke it.
   [[nodiscard]] virtual int check() = 0;
+  /// The number that names the watch among those of this client: given to
+  /// WatchHandler::notified, listed by list_watchers, part of RBD's lock
+  /// cookies.  Another one for each new watch.
+  [[nodiscard]] virtual std::uint64_t cookie() const noexcept = 0;
 };
 
 class ObjectStore {
@@ -224,7 +247,11 @@ class ObjectStore {
                                                       SnapId snap) = 0;
 
   /// Starts calling an object class method; `output` must stay valid until
-  /// completion.
+  /// completion.  The method may be one that changes the object (lock.lock,
+  /// rbd.object_map_update): the OSD knows which do, and that it must carry
+  /// one out once, however often it is sent.  Such a method gives no output.
+  /// What it changes gets no snapshot context; and a missing object may come
+  /// into being, if the method wants that.
   [[nodiscard]] virtual std::unique_ptr<Pending> exec(
       const std::string& oid, std::string_view cls, std::string_view method,
       std::string_view input, std::string* output) = 0;
@@ -250,13 +277,37 @@ class ObjectStore {
   /// watch.
   [[nodiscard]] virtual std::unique_ptr<Watch> watch(const std::string& oid,
                                                      WatchHandler& handler) = 0;
-  /// Answers a notification.
+  /// Starts asking who watches an object.  `out` must stay valid until
+  /// completion.
+  [[nodiscard]] virtual std::unique_ptr<Pending> list_watchers(
+      const std::string& oid, std::vector<Watcher>* out) = 0;
+  /// Answers a notification; does not wait.  `payload` reaches the notifier.
   virtual void notify_ack(const std::string& oid, std::uint64_t notify_id,
                           std::uint64_t cookie, std::string_view payload) = 0;
-  /// Notifies the watchers of an object and waits for their answers, at most
-  /// `limit`.  Returns 0 or a negative errno.
-  virtual int notify(const std::string& oid, std::string_view payload,
-                     std::chrono::milliseconds limit) = 0;
+  /// Starts notifying the watchers of an object, this client's own watches
+  /// among them.  It completes when all have answered, or with -ETIMEDOUT
+  /// after `limit` (which an OSD counts in whole seconds, rounded up here).
+  ///
+  /// `reply`, where not null, receives the answers with both results; it must
+  /// stay valid until completion.  It is encoded as librados does it (see
+  /// rados_notify2): a le32 count of {le64 client, le64 cookie, le32 size,
+  /// bytes} for each watch that answered, and a le32 count of {le64 client,
+  /// le64 cookie} for each that did not.  Empty where the OSD did not answer.
+  ///
+  /// Unlike other operations, wait() is not for ever: it gives up (-ETIMEDOUT)
+  /// soon after `limit` where the OSD does not answer at all.  Destroying it
+  /// early does not wait and calls nothing back: watchers are notified all the
+  /// same.
+  [[nodiscard]] virtual std::unique_ptr<Pending> start_notify(
+      const std::string& oid, std::string_view payload,
+      std::chrono::milliseconds limit, std::string* reply) = 0;
+
+  /// start_notify and wait.  Not to be called by a thread that must answer
+  /// for a watch of this client on the object: it would wait for itself.
+  int notify(const std::string& oid, std::string_view payload,
+             std::chrono::milliseconds limit, std::string* reply = nullptr) {
+    return start_notify(oid, payload, limit, reply)->wait();
+  }
 
   /// Names of all objects of the pool and namespace that `wanted` accepts.
   /// Blocks; throws Error.

@@ -26,7 +26,9 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <list>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <unistd.h>
 
@@ -61,6 +63,21 @@ class Completion {
  private:
   librados::AioCompletion* c_;
 };
+
+/// Waits for the completion of a watch, unwatch or notification, at most until
+/// `deadline`.  Returns its result, or -ETIMEDOUT.  Not only for the completion
+/// but also for its callback, which must be set: librados ends what it keeps
+/// of a watch or notification in a task of its own that it queues before the
+/// callback, and that must not meet a client that has been shut down
+/// (ceph: src/librados/IoCtxImpl.cc, C_aio_linger_Complete).
+int wait_linger(Completion& c,
+                std::chrono::steady_clock::time_point deadline) {
+  while (!c.get()->is_complete_and_cb()) {
+    if (std::chrono::steady_clock::now() >= deadline) return -ETIMEDOUT;
+    std::this_thread::sleep_for(std::chrono::microseconds(200));
+  }
+  return c.get()->get_return_value();
+}
 
 class RadosStore;
 
@@ -258,6 +275,37 @@ class XattrsPending final : public RadosPending {
   std::map<std::string, std::string>* out_;
 };
 
+class WatchersPending final : public RadosPending {
+ public:
+  WatchersPending(RadosStore& store, std::vector<Watcher>* out)
+      : RadosPending(store), out_(out) {}
+  ~WatchersPending() override { drain(); }
+  librados::ObjectReadOperation op;
+  std::list<obj_watch_t> watchers;
+  int op_result = 0;
+
+ private:
+  int finish(int r) override {
+    if (r < 0) return r;
+    if (op_result < 0) return op_result;
+    out_->clear();
+    for (const obj_watch_t& w : watchers)
+      out_->push_back({.address = std::string(
+                           w.addr, ::strnlen(w.addr, sizeof(w.addr))),
+                       .client = static_cast<std::uint64_t>(w.watcher_id),
+                       .cookie = w.cookie});
+    return 0;
+  }
+  std::vector<Watcher>* out_;
+};
+
+/// What librados uses of a notification.  It cannot be cancelled, so when it
+/// is given up, this stays until librados has been shut down.
+struct NotifyContext {
+  bufferlist payload, reply;
+  Completion done;
+};
+
 /// What librados calls for a watch.  It may call until the watch is gone
 /// from the OSD, which can be later than our Watch is.  Then `handler_` is
 /// null, and notifications are answered at once, so that no notifier waits
@@ -292,21 +340,6 @@ class WatchContext final : public librados::WatchCtx2 {
   std::uint64_t handle = 0;
   Completion registered;
 
-  /// Waits for an operation on the watch, at most until `deadline`.
-  /// Returns its result, or -ETIMEDOUT.  Not only for the completion but also
-  /// for its callback, which must be set: librados ends a watch in a task of
-  /// its own that it queues before the callback, and that must not meet a
-  /// client that has been shut down (ceph: src/librados/IoCtxImpl.cc,
-  /// C_aio_linger_Complete).
-  static int wait(Completion& c,
-                  std::chrono::steady_clock::time_point deadline) {
-    while (!c.get()->is_complete_and_cb()) {
-      if (std::chrono::steady_clock::now() >= deadline) return -ETIMEDOUT;
-      std::this_thread::sleep_for(std::chrono::microseconds(200));
-    }
-    return c.get()->get_return_value();
-  }
-
  private:
   librados::IoCtx io_;
   const std::string oid_;
@@ -332,6 +365,7 @@ class RadosWatch final : public Watch {
     if (r < 0) return -r;
     return r > stale ? ETIMEDOUT : 0;
   }
+  std::uint64_t cookie() const noexcept override { return context_->handle; }
 
  private:
   std::shared_ptr<RadosCluster> cluster_;
@@ -365,9 +399,21 @@ class RadosCluster final : public Cluster {
   /// Returns when no watch callback is queued or under way.
   void flush_watches() { rados_.watch_flush(); }
 
+  void blocklist(const std::string& address,
+                 std::chrono::seconds duration) override {
+    // Waits for the newest map itself (ceph: src/librados/RadosClient.cc).
+    check(rados_.blocklist_add(
+              address, static_cast<std::uint32_t>(std::clamp<std::int64_t>(
+                           duration.count(), 0, 0xffffffff))),
+          "cannot blocklist " + address);
+  }
+  void wait_for_latest_osdmap() override {
+    check(rados_.wait_for_latest_osdmap(), "cannot get the newest OSD map");
+  }
+
   /// Keeps a context that the OSD did not let go of until this client is
   /// gone.
-  void retire(std::shared_ptr<WatchContext> context) {
+  void retire(std::shared_ptr<void> context) {
     const std::scoped_lock lock(mutex_);
     retired_.push_back(std::move(context));
   }
@@ -383,7 +429,47 @@ class RadosCluster final : public Cluster {
   bool wait_when_full_;
   bool operations_time_out_ = false;
   std::mutex mutex_;
-  std::vector<std::shared_ptr<WatchContext>> retired_;  // guarded by mutex_
+  // Guarded by mutex_.  Destroyed when librados has been shut down.
+  std::vector<std::shared_ptr<void>> retired_;
+};
+
+class NotifyPending final : public Pending {
+ public:
+  NotifyPending(std::shared_ptr<RadosCluster> cluster, RadosStore& store,
+                std::chrono::milliseconds limit, std::string* reply)
+      : cluster_(std::move(cluster)),
+        store_(store),
+        deadline_(std::chrono::steady_clock::now() + limit + grace),
+        reply_(reply) {}
+  ~NotifyPending() override {
+    if (!result_ && !context_->done.get()->is_complete_and_cb())
+      cluster_->retire(std::move(context_));
+  }
+  NotifyPending(const NotifyPending&) = delete;
+  NotifyPending& operator=(const NotifyPending&) = delete;
+
+  [[nodiscard]] int wait() override { return wait_until(deadline_); }
+  [[nodiscard]] int wait_for(std::chrono::milliseconds limit) override {
+    return wait_until(
+        std::min(deadline_, std::chrono::steady_clock::now() + limit));
+  }
+
+  NotifyContext& context() noexcept { return *context_; }
+  /// Nothing was started.
+  void failed(int r) noexcept { result_ = r; }
+
+ private:
+  // For the answer's way back.
+  static constexpr std::chrono::seconds grace{2};
+
+  int wait_until(std::chrono::steady_clock::time_point deadline);
+
+  std::shared_ptr<RadosCluster> cluster_;
+  RadosStore& store_;
+  const std::chrono::steady_clock::time_point deadline_;
+  std::string* const reply_;
+  std::shared_ptr<NotifyContext> context_ = std::make_shared<NotifyContext>();
+  std::optional<int> result_;
 };
 
 RadosWatch::~RadosWatch() {
@@ -395,7 +481,7 @@ RadosWatch::~RadosWatch() {
   Completion done;
   done.set_empty_callback();
   if (io_.aio_unwatch(context_->handle, done.get()) == 0 &&
-      WatchContext::wait(done, deadline) != -ETIMEDOUT)
+      wait_linger(done, deadline) != -ETIMEDOUT)
     cluster_->flush_watches();
   else
     cluster_->retire(std::move(context_));
@@ -485,7 +571,7 @@ class RadosStore final : public ObjectStore {
     check(io_.aio_watch(oid, context->registered.get(), &context->handle,
                         context.get()),
           doing);
-    const int r = WatchContext::wait(
+    const int r = wait_linger(
         context->registered,
         std::chrono::steady_clock::now() + cluster_->timeout());
     if (r < 0) {
@@ -503,13 +589,18 @@ class RadosStore final : public ObjectStore {
     io_.notify_ack(oid, notify_id, cookie, bl);
   }
 
-  int notify(const std::string& oid, std::string_view payload,
-             std::chrono::milliseconds limit) override {
-    bufferlist in = copied(payload);
-    bufferlist out;
-    return io_.notify2(oid, in, static_cast<std::uint64_t>(limit.count()),
-                       &out);
+  std::unique_ptr<Pending> list_watchers(const std::string& oid,
+                                         std::vector<Watcher>* out) override {
+    auto p = std::make_unique<WatchersPending>(*this, out);
+    p->op.list_watchers(&p->watchers, &p->op_result);
+    p->submitted(io_.aio_operate(oid, p->completion(), &p->op, nullptr));
+    return p;
   }
+
+  std::unique_ptr<Pending> start_notify(const std::string& oid,
+                                        std::string_view payload,
+                                        std::chrono::milliseconds limit,
+                                        std::string* reply) override;
 
   std::vector<std::string> list(bool (*wanted)(std::string_view)) override;
 
@@ -559,6 +650,7 @@ void translate(const WriteOp& op, librados::ObjectWriteOperation& to,
   for (const WriteOp::Step& s : op.steps()) {
     switch (s.kind) {
       case Kind::create: to.create(true); break;
+      case Kind::touch: to.create(false); break;
       case Kind::assert_exists: to.assert_exists(); break;
       case Kind::write: to.write(s.offset, buffers.refer(s.pieces)); break;
       case Kind::write_same:
@@ -619,6 +711,40 @@ std::unique_ptr<Pending> RadosStore::write(const std::string& oid,
     r = io_.aio_operate(oid, p->completion(), &to, snapc.seq, snaps);
   }
   p->submitted(r);
+  return p;
+}
+
+int NotifyPending::wait_until(std::chrono::steady_clock::time_point deadline) {
+  if (result_) return *result_;
+  librados::AioCompletion* const done = context_->done.get();
+  // -ETIMEDOUT is also what an OSD says where a watcher did not answer.
+  if (wait_linger(context_->done, deadline) == -ETIMEDOUT &&
+      !done->is_complete_and_cb()) {
+    if (reply_ != nullptr) reply_->clear();
+    cluster_->retire(std::move(context_));
+    return result_.emplace(-ETIMEDOUT);
+  }
+  if (reply_ != nullptr) *reply_ = context_->reply.to_str();
+  return result_.emplace(store_.result(done->get_return_value()));
+}
+
+std::unique_ptr<Pending> RadosStore::start_notify(
+    const std::string& oid, std::string_view payload,
+    std::chrono::milliseconds limit, std::string* reply) {
+  // librados cuts the timeout to whole seconds, and to an OSD 0 is 30 seconds
+  // (ceph: src/librados/IoCtxImpl.cc, osd_default_notify_timeout).
+  const auto seconds =
+      std::max(std::chrono::ceil<std::chrono::seconds>(limit),
+               std::chrono::seconds(1));
+  auto p = std::make_unique<NotifyPending>(cluster_, *this, seconds, reply);
+  NotifyContext& context = p->context();
+  context.payload = copied(payload);
+  context.done.set_empty_callback();
+  const int r = io_.aio_notify(
+      oid, context.done.get(), context.payload,
+      static_cast<std::uint64_t>(std::chrono::milliseconds(seconds).count()),
+      &context.reply);
+  if (r < 0) p->failed(r);
   return p;
 }
 
@@ -726,6 +852,8 @@ RadosCluster::RadosCluster(const ClusterConfig& config)
   if (config.mon_host) set("mon_host", *config.mon_host);
   const std::string seconds = std::to_string(config.connect_timeout.count());
   set("client_mount_timeout", seconds);
+  // Bounds commands to monitors (blocklist), which wait for ever by default.
+  set("rados_mon_op_timeout", seconds);
   for (const auto& [name, value] : config.options) set(name, value);
 
   operations_time_out_ =

@@ -1004,6 +1004,8 @@ class TestCluster final : public Cluster {
     return open_pool("pool", ns, purpose);
   }
   std::uint64_t client_id() const override { return 4711; }
+  void blocklist(const std::string&, std::chrono::seconds) override {}
+  void wait_for_latest_osdmap() override {}
   std::chrono::milliseconds timeout() const override { return 5s; }
   std::map<std::string, MemoryStore> stores;
 };

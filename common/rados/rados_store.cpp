@@ -299,8 +299,8 @@ class WatchersPending final : public RadosPending {
   std::vector<Watcher>* out_;
 };
 
-/// What librados uses of a notification.  It cannot be cancelled, so when it
-/// is given up, this stays until librados has been shut down.
+/// What librados uses of a notification.  That cannot be cancelled, so when
+/// it is given up, this stays.
 struct NotifyContext {
   bufferlist payload, reply;
   Completion done;
@@ -413,9 +413,17 @@ class RadosCluster final : public Cluster {
 
   /// Keeps a context that the OSD did not let go of until this client is
   /// gone.
-  void retire(std::shared_ptr<void> context) {
+  void retire(std::shared_ptr<WatchContext> context) {
     const std::scoped_lock lock(mutex_);
     retired_.push_back(std::move(context));
+  }
+  /// Keeps what librados uses of a notification until that is complete.
+  void retire(std::shared_ptr<NotifyContext> context) {
+    const std::scoped_lock lock(mutex_);
+    std::erase_if(notifications_, [](const auto& old) {
+      return old->done.get()->is_complete_and_cb();
+    });
+    notifications_.push_back(std::move(context));
   }
 
  private:
@@ -430,7 +438,8 @@ class RadosCluster final : public Cluster {
   bool operations_time_out_ = false;
   std::mutex mutex_;
   // Guarded by mutex_.  Destroyed when librados has been shut down.
-  std::vector<std::shared_ptr<void>> retired_;
+  std::vector<std::shared_ptr<WatchContext>> retired_;
+  std::vector<std::shared_ptr<NotifyContext>> notifications_;
 };
 
 class NotifyPending final : public Pending {

@@ -115,8 +115,9 @@ class Recorder : public WatchHandler {
 
   void notified(std::uint64_t id, std::uint64_t cookie,
                 std::string_view payload) noexcept override {
-    if (answers_) store_.notify_ack(oid_, id, cookie, "");
+    if (answers_) store_.notify_ack(oid_, id, cookie, answer_);
     const std::scoped_lock lock(mutex_);
+    ids_.insert(id);
     cookies_.insert(cookie);
     threads_.insert(std::this_thread::get_id());
     payloads_.emplace_back(payload);
@@ -127,9 +128,16 @@ class Recorder : public WatchHandler {
     lost_.push_back(code);
     changed_.notify_all();
   }
+  /// Before notifications come.
+  void answer_with(std::string answer) { answer_ = std::move(answer); }
   std::vector<std::string> payloads() {
     const std::scoped_lock lock(mutex_);
     return payloads_;
+  }
+  // Of the notifications.
+  std::set<std::uint64_t> ids() {
+    const std::scoped_lock lock(mutex_);
+    return ids_;
   }
   std::set<std::uint64_t> cookies() {
     const std::scoped_lock lock(mutex_);
@@ -154,9 +162,11 @@ class Recorder : public WatchHandler {
   ObjectStore& store_;
   const std::string oid_;
   const bool answers_;
+  std::string answer_;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::vector<std::string> payloads_;
+  std::set<std::uint64_t> ids_;
   std::set<std::uint64_t> cookies_;
   std::set<std::thread::id> threads_;
   std::vector<int> lost_;
@@ -208,6 +218,11 @@ class MemoryStoreTest : public CppUnit::TestFixture {
   CPPUNIT_TEST(notify_reaches_watchers);
   CPPUNIT_TEST(notify_times_out);
   CPPUNIT_TEST(notify_without_watchers);
+  CPPUNIT_TEST(notify_gives_answers);
+  CPPUNIT_TEST(notify_and_answer_oneself);
+  CPPUNIT_TEST(notify_without_waiting);
+  CPPUNIT_TEST(watchers_are_listed);
+  CPPUNIT_TEST(touch);
   CPPUNIT_TEST(watch_of_missing_object);
   CPPUNIT_TEST(removing_breaks_watches);
   CPPUNIT_TEST(no_callback_after_unwatching);
@@ -971,6 +986,101 @@ class MemoryStoreTest : public CppUnit::TestFixture {
     CPPUNIT_ASSERT_EQUAL(0, store_.notify("x", "1", 20s));
   }
 
+  void notify_gives_answers() {
+    make(store_, "x");
+    Recorder first(store_, "x");
+    Recorder second(store_, "x");
+    Recorder silent(store_, "x", false);
+    first.answer_with("one");
+    const auto watch1 = store_.watch_as(
+        {.address = "a", .client = 0x0102, .cookie = 0x0a}, "x", first);
+    const auto watch2 = store_.watch_as(
+        {.address = "b", .client = 0x01, .cookie = 0x0b}, "x", second);
+    std::string reply = "?";
+    CPPUNIT_ASSERT_EQUAL(0, store_.notify("x", "hi", 20s, &reply));
+    using namespace std::string_literals;
+    const std::string answers =
+        "\x02\0\0\0"
+        "\x01\0\0\0\0\0\0\0" "\x0b\0\0\0\0\0\0\0" "\0\0\0\0"
+        "\x02\x01\0\0\0\0\0\0" "\x0a\0\0\0\0\0\0\0" "\x03\0\0\0one"s;
+    CPPUNIT_ASSERT_EQUAL(answers + "\0\0\0\0"s, reply);
+
+    // Who did not answer is named, and the others' answers are there.
+    const auto watch3 = store_.watch_as(
+        {.address = "c", .client = 0x03, .cookie = 0x0c}, "x", silent);
+    CPPUNIT_ASSERT_EQUAL(-ETIMEDOUT, store_.notify("x", "hi", 30ms, &reply));
+    CPPUNIT_ASSERT_EQUAL(
+        answers + "\x01\0\0\0"
+                  "\x03\0\0\0\0\0\0\0" "\x0c\0\0\0\0\0\0\0"s,
+        reply);
+    // Given up earlier: no answers.
+    const auto pending = store_.start_notify("x", "hi", 20s, &reply);
+    CPPUNIT_ASSERT_EQUAL(-ETIMEDOUT, pending->wait_for(1ms));
+    CPPUNIT_ASSERT_EQUAL(std::string(), reply);
+    CPPUNIT_ASSERT_EQUAL(-ETIMEDOUT, pending->wait());
+  }
+
+  // One thread starts, answers for its own watch, and waits.
+  void notify_and_answer_oneself() {
+    make(store_, "x");
+    Recorder handler(store_, "x", false);
+    const auto watch = store_.watch("x", handler);
+    const auto pending = store_.start_notify("x", "hi", 20s, nullptr);
+    while (handler.payloads().empty()) std::this_thread::yield();
+    store_.notify_ack("x", *handler.ids().begin(), watch->cookie(), "");
+    CPPUNIT_ASSERT_EQUAL(0, pending->wait());
+  }
+
+  void notify_without_waiting() {
+    make(store_, "x");
+    Recorder handler(store_, "x", false);
+    const auto watch = store_.watch("x", handler);
+    store_.start_notify("x", "hi", 20s, nullptr).reset();
+    while (handler.payloads().empty()) std::this_thread::yield();
+    CPPUNIT_ASSERT_EQUAL(std::string("hi"), handler.payloads()[0]);
+    // Nobody waits for this any more.
+    store_.notify_ack("x", *handler.ids().begin(), watch->cookie(), "");
+  }
+
+  void watchers_are_listed() {
+    std::vector<Watcher> watchers{{}};
+    CPPUNIT_ASSERT_EQUAL(-ENOENT, store_.list_watchers("x", &watchers)->wait());
+    make(store_, "x");
+    make(store_, "y");
+    CPPUNIT_ASSERT_EQUAL(0, store_.list_watchers("x", &watchers)->wait());
+    CPPUNIT_ASSERT(watchers.empty());
+    Recorder handler(store_, "x");
+    const auto mine = store_.watch("x", handler);
+    const auto elsewhere = store_.watch("y", handler);
+    const Watcher other{
+        .address = "192.0.2.1:0/7", .client = 7, .cookie = 77777};
+    auto theirs = store_.watch_as(other, "x", handler);
+    CPPUNIT_ASSERT_EQUAL(std::uint64_t{77777}, theirs->cookie());
+    CPPUNIT_ASSERT(mine->cookie() != elsewhere->cookie());
+    CPPUNIT_ASSERT_EQUAL(0, store_.list_watchers("x", &watchers)->wait());
+    CPPUNIT_ASSERT_EQUAL(std::size_t{2}, watchers.size());
+    CPPUNIT_ASSERT(watchers[0] == (Watcher{.address = "127.0.0.1:0/4100",
+                                           .client = 4100,
+                                           .cookie = mine->cookie()}));
+    CPPUNIT_ASSERT(watchers[1] == other);
+    theirs.reset();
+    CPPUNIT_ASSERT_EQUAL(0, store_.list_watchers("x", &watchers)->wait());
+    CPPUNIT_ASSERT_EQUAL(std::size_t{1}, watchers.size());
+  }
+
+  void touch() {
+    WriteOp op;
+    op.create(false);
+    CPPUNIT_ASSERT_EQUAL(0, write(store_, "x", op));
+    CPPUNIT_ASSERT_EQUAL(0, size_of(store_, "x"));
+    CPPUNIT_ASSERT_EQUAL(0, write_at(store_, "x", 0, "data"));
+    CPPUNIT_ASSERT_EQUAL(0, write(store_, "x", op));
+    CPPUNIT_ASSERT_EQUAL(std::string("data"), content(store_, "x"));
+    op.clear();
+    op.create(true);
+    CPPUNIT_ASSERT_EQUAL(-EEXIST, write(store_, "x", op));
+  }
+
   void watch_of_missing_object() {
     Recorder handler(store_, "x");
     try {
@@ -1114,6 +1224,7 @@ class FaultStoreTest : public CppUnit::TestFixture {
   CPPUNIT_TEST(watches_work);
   CPPUNIT_TEST(lost_watch);
   CPPUNIT_TEST(watch_with_missed_notifications);
+  CPPUNIT_TEST(notifications_and_watchers);
   CPPUNIT_TEST(lost_ack);
   CPPUNIT_TEST(watch_fails);
   CPPUNIT_TEST(many_late_operations);
@@ -1509,6 +1620,43 @@ class FaultStoreTest : public CppUnit::TestFixture {
     CPPUNIT_ASSERT_EQUAL(0, write(*store_, "x", op));
     CPPUNIT_ASSERT(std::vector<int>{ENOTCONN} == handler.lost());
     CPPUNIT_ASSERT_EQUAL(ENOTCONN, watch->check());
+  }
+
+  void notifications_and_watchers() {
+    Recorder handler(*store_, "x");
+    handler.answer_with("yes");
+    const auto watch = store_->watch("x", handler);
+    std::vector<Watcher> watchers;
+    CPPUNIT_ASSERT_EQUAL(0, store_->list_watchers("x", &watchers)->wait());
+    CPPUNIT_ASSERT_EQUAL(std::size_t{1}, watchers.size());
+    CPPUNIT_ASSERT_EQUAL(watch->cookie(), watchers[0].cookie);
+    store_->inject({.kind = Kind::list_watchers, .error = EACCES});
+    CPPUNIT_ASSERT_EQUAL(-EACCES,
+                         store_->list_watchers("x", &watchers)->wait());
+
+    std::string reply;
+    CPPUNIT_ASSERT_EQUAL(0, store_->notify("x", "?", 20s, &reply));
+    CPPUNIT_ASSERT(reply.find("yes") != std::string::npos);
+    // Its answer is lost, or it is late, and nobody waits for it.
+    store_->inject(
+        {.kind = Kind::notify, .error = ETIMEDOUT, .carried_out = true});
+    CPPUNIT_ASSERT_EQUAL(-ETIMEDOUT, store_->notify("x", "?", 20s));
+    store_->inject({.kind = Kind::notify, .held = true});
+    auto pending = store_->start_notify("x", "?", 20s, nullptr);
+    CPPUNIT_ASSERT_EQUAL(std::size_t{2}, handler.payloads().size());
+    store_->release();
+    CPPUNIT_ASSERT_EQUAL(std::size_t{3}, handler.payloads().size());
+    pending.reset();
+    CPPUNIT_ASSERT(store_->problems().empty());
+    CPPUNIT_ASSERT_EQUAL(std::size_t{3}, store_->count(Kind::notify));
+
+    // The thread that started it answers.
+    Recorder silent(*store_, "x", false);
+    const auto other = store_->watch("x", silent);
+    pending = store_->start_notify("x", "?", 20s, nullptr);
+    while (silent.ids().empty()) std::this_thread::yield();
+    store_->notify_ack("x", *silent.ids().begin(), other->cookie(), "");
+    CPPUNIT_ASSERT_EQUAL(0, pending->wait());
   }
 
   void lost_watch() {

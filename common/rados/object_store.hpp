@@ -160,8 +160,9 @@ class WriteOp {
 };
 
 /// An operation in flight.  -ENOENT always means the object: when the pool
-/// is gone, the result is -ENXIO.  It completes exactly once.  Destroying it before
-/// that waits: nothing that the operation points to is touched afterwards.
+/// is gone, the result is -ENXIO.  It completes exactly once.  Destroying it
+/// before that waits (but see start_notify): nothing that the operation points
+/// to is touched afterwards.
 class Pending {
  public:
   virtual ~Pending() = default;

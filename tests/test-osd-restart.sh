@@ -29,20 +29,26 @@ under_io() {
   say "$(cat "$tmp/io.out")"
 }
 
+# osd COMMAND N: what mini-ceph says is shown when it fails.
+osd() {
+  "$mini_ceph" "$1" "$ceph_dir" "$2" >"$tmp/mini-ceph.out" 2>&1 ||
+    die "mini-ceph $1 $2: $(cat "$tmp/mini-ceph.out")"
+}
+
 one_after_the_other() {
   local n
   for n in 0 1; do
-    "$mini_ceph" kill-osd "$ceph_dir" $n >/dev/null 2>&1
+    osd kill-osd $n
     sleep 1
-    "$mini_ceph" start-osd "$ceph_dir" $n >/dev/null 2>&1
+    osd start-osd $n
   done
 }
 both_at_once() {
-  "$mini_ceph" kill-osd "$ceph_dir" 0 >/dev/null 2>&1
-  "$mini_ceph" kill-osd "$ceph_dir" 1 >/dev/null 2>&1
+  osd kill-osd 0
+  osd kill-osd 1
   sleep 2
-  "$mini_ceph" start-osd "$ceph_dir" 0 >/dev/null 2>&1
-  "$mini_ceph" start-osd "$ceph_dir" 1 >/dev/null 2>&1
+  osd start-osd 0
+  osd start-osd 1
 }
 
 start_rados pool=rbd image=disk

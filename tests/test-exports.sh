@@ -64,7 +64,7 @@ start_rados pool=rbd
 say "descriptions"
 "$nbd_expect" "$(uri two)" description "[Ff]ormat 2" , \
   description "5 ?M|5242880" , description "3" , description "64 ?K|65536" , \
-  description "layering" , size 5M , flag read-only yes
+  description "layering" , size 5M , flag read-only no
 "$nbd_expect" "$(uri old)" description "[Ff]ormat 1" , size 8000000 , \
   flag read-only no
 "$nbd_expect" "$(uri striped)" description "[Ss]trip" , size 1000000 , \

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: BSD-3-Clause
 #
-# RBD format 2, which is read-only.  The oracle is rbd (librbd): images of
+# RBD format 2, read-only exports.  The oracle is rbd (librbd): images of
 # several stripe units and counts, with a data pool, in a namespace, with
-# snapshots.  Images whose data is not all their own are refused by name.
+# snapshots, clones.  What cannot be read is refused by name.
 
 source "$(dirname "$0")/functions.sh"
 requires_program nbdcopy qemu-io nbdinfo jq
@@ -31,7 +31,7 @@ check() {
   grep -q ' status=[1-9]' "$tmp/out" || die "no block status was asked"
 }
 
-start_rados pool=rbd
+start_nbdkit -r rados "conf=$ceph_conf" pool=rbd
 
 say "striping"
 # OBJECT_SIZE:STRIPE_UNIT:STRIPE_COUNT
@@ -111,21 +111,42 @@ rbd clone --rbd-default-clone-format 2 rbd/snaps@s2 rbd/flat
 rbd flatten --no-progress rbd/flat
 check flat "$tmp/now.2" 64K
 
-say "refused: a parent, and a migration"
+say "clones of both kinds, of a clone, and larger than their parent"
 rbd clone --rbd-default-clone-format 2 rbd/snaps@s2 rbd/child
 rbd snap protect rbd/snaps@s1
-rbd clone --rbd-default-clone-format 1 rbd/snaps@s1 rbd/child1
+rbd clone --rbd-default-clone-format 1 --object-size 32K --stripe-unit 8K \
+  --stripe-count 5 rbd/snaps@s1 rbd/child1
+check child "$tmp/now.2" 64K
+check child1 "$tmp/now.1" 8K,32K
+rbd_snap rbd/child1@s
+rbd clone --rbd-default-clone-format 2 --object-size 1M rbd/child1@s \
+  rbd/ns/grandchild
+check ns/grandchild "$tmp/now.1" 8K,32K,1M
+rbd resize --no-progress --size 12M rbd/child
+cp "$tmp/now.2" "$tmp/grown"
+truncate -s 12M "$tmp/grown"
+check child "$tmp/grown" 64K
+rbd resize --no-progress --allow-shrink --size 1M rbd/child
+rbd resize --no-progress --size 12M rbd/child
+truncate -s 1M "$tmp/grown"
+truncate -s 12M "$tmp/grown"
+check child "$tmp/grown" 64K
+# The parent's snapshot goes to the trash and is still read.
+rbd snap rm --no-progress rbd/snaps@s2
+check child "$tmp/grown" 64K
+"$nbd_expect" "$(uri snaps@s2)" connect fail
+# A flatten is seen by who has the image open.
+"$nbd_expect" "$(uri ns/grandchild)" read 0 4096 ok , \
+  run "rbd flatten --no-progress rbd/ns/grandchild" , \
+  run "rbd snap rm --no-progress rbd/child1@s" , read 0 4096 ok
+check ns/grandchild "$tmp/now.1" 8K,32K,1M
+
+say "refused: a migration"
 rbd create --size 8M rbd/old
 rbd migration prepare rbd/old rbd/new
-for name in child child1; do
-  "$nbd_expect" "$(uri $name)" connect fail
-  expect_fail "$name&&parent" "${nbdkit[@]}" -f -U "$tmp/x.sock" rados \
-    "conf=$ceph_conf" pool=rbd image=$name
-done
 "$nbd_expect" "$(uri new)" connect fail
 expect_fail "new&&migrat" "${nbdkit[@]}" -f -U "$tmp/x.sock" rados \
   "conf=$ceph_conf" pool=rbd image=new
-grep -Eiq "parent" "$nbdkit_log" || die "the log does not name the parent"
 grep -Eiq "migrat" "$nbdkit_log" || die "the log does not name the migration"
 # An unknown feature (bit 40) that the object class does not call incompatible
 # is read, as by librbd, and named.
@@ -135,6 +156,18 @@ rados -p rbd getomapval "rbd_header.$id" features "$tmp/features" >/dev/null
 printf '\001' | dd of="$tmp/features" bs=1 seek=5 conv=notrunc status=none
 rados -p rbd setomapval "rbd_header.$id" features --input-file "$tmp/features"
 "$nbd_expect" "$(uri future)" description "40" , flag read-only yes
+# Both are not written to, and that is said by name.
+first=$nbdkit_pid
+start_rados pool=rbd
+"$nbd_expect" "$(uri future)" flag read-only yes
+grep -q "future is served read-only.*40" "$nbdkit_log" || die "no reason"
+"$nbd_expect" "$(uri features)" flag read-only yes , write 0 512 1 EPERM
+grep -q "features is served read-only.*journaling" "$nbdkit_log" ||
+  die "no reason"
+stop_nbdkit
+nbdkit_pid=$first
+socket=${socket%/*}/nbdkit0.sock
+nbdkit_log=${socket%.sock}.log
 # The server still serves the others.
 "$nbd_expect" "$(uri same)" size 4000000
 stop_nbdkit

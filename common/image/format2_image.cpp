@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
-// RBD format 2, for reading: rbd_id.NAME holds the id, rbd_header.ID the
-// metadata, behind the `rbd` object class.
+// RBD format 2: rbd_id.NAME holds the id, rbd_header.ID the metadata, behind
+// the `rbd` object class.
 
 #include <algorithm>
 #include <cerrno>
 #include <utility>
 
+#include "image/exclusive_lock.hpp"
 #include "image/formats.hpp"
 #include "rados/error.hpp"
 #include "rbd/features.hpp"
@@ -23,6 +24,12 @@ constexpr std::uint64_t id_limit = 4096;
 /// is on some client's cache device (ceph: src/include/rbd/features.h).
 constexpr std::uint64_t unreadable_features =
     feature_migrating | feature_dirty_cache;
+
+/// Features whose images must not be written to as this is done here.  With
+/// journaling every write goes to a journal first; a non-primary image is
+/// written by its mirror alone.
+constexpr std::uint64_t unwritable_features =
+    unreadable_features | feature_journaling | feature_non_primary;
 
 /// False where there is no image of that name.
 bool read_id(const Pool& pool, const std::string& image, std::string* id) {
@@ -92,13 +99,22 @@ std::vector<Format2Snapshot> read_snapshots(const Pool& pool,
 
 class Format2 final : public ImageFormat {
  public:
-  Format2(Pool pool, ImageSpec spec, const std::string& id)
+  Format2(Pool pool, ImageSpec spec, const std::string& id,
+          const OpenOptions& options, SnapId snap = snap_head)
       : pool_(std::move(pool)),
         spec_(std::move(spec)),
+        id_(id),
         header_oid_(format2_header_oid(id)),
+        snap_(snap),
         data_store_(pool_.data),
         core_(read_core()),
-        traits_(make_traits()) {}
+        traits_(make_traits()) {
+    if (options.writable && snap_ == snap_head)
+      lock_ = std::make_unique<ExclusiveLock>(
+          *pool_.store, header_oid_, *pool_.cluster,
+          ExclusiveLock::Options{.limit = pool_.timeout(),
+                                 .what = spec_.text()});
+  }
 
   const ImageTraits& traits() const override { return traits_; }
 
@@ -109,6 +125,9 @@ class Format2 final : public ImageFormat {
     const auto features =
         calls.start("get_features", encode_get_features(snap_head, true));
     const auto size = calls.start("get_size", at);
+    const auto flags = calls.start("get_flags", at);
+    const auto parent = calls.start("parent_get");
+    const auto overlap = calls.start("parent_overlap_get", at);
     const bool of_snapshot = snap_ != snap_head;
     const auto info =
         of_snapshot ? calls.start("snapshot_get", at) : std::size_t{0};
@@ -116,14 +135,27 @@ class Format2 final : public ImageFormat {
       View view;
       view.snapc = decode_get_snapcontext(calls.output(snapc));
       view.snap = snap_;
-      check_features(decode_get_features(calls.output(features)));
+      const Format2Features f = decode_get_features(calls.output(features));
+      check_features(f);
       if (of_snapshot) {
         const Format2Snapshot s = decode_snapshot_get(calls.output(info));
-        // Removing a snapshot first moves it to the trash.
-        if (s.kind != Format2SnapshotKind::user)
+        // Removing a snapshot that has clones moves it to the trash, where
+        // they keep it.
+        if (kind_ && s.kind != *kind_)
           throw Error(EIO, traits_.name + ": the snapshot has been deleted");
       }
       view.size = decode_get_size(calls.output(size)).size;
+      const std::uint64_t bits = decode_get_flags(calls.output(flags));
+      view.lockable = (f.features & feature_exclusive_lock) != 0;
+      view.mappable = (f.features & feature_object_map) != 0 &&
+                      (bits & flag_object_map_invalid) == 0;
+      view.fast_diff = (f.features & feature_fast_diff) != 0;
+      if (const auto never =
+              f.features & (unwritable_features | ~features_known);
+          never != 0)
+        view.unwritable = "writing is not supported with feature " +
+                          feature_names(never);
+      read_parent(calls, parent, overlap, view);
       return view;
     } catch (const Error& e) {
       if (e.code() != ENOENT) throw;
@@ -132,6 +164,58 @@ class Format2 final : public ImageFormat {
                                       ? ": the snapshot has been deleted"
                                       : ": the image has been deleted"));
     }
+  }
+
+  std::unique_ptr<ImageFormat> open_parent(const ParentSpec& spec) override {
+    try {
+      using Purpose = Cluster::Purpose;
+      const Pool pool{
+          pool_.cluster,
+          pool_.cluster->open_pool(spec.pool, spec.name_space,
+                                   Purpose::metadata),
+          pool_.cluster->open_pool(spec.pool, spec.name_space,
+                                   Purpose::data)};
+      const ImageSpec name{.pool = "pool " + std::to_string(spec.pool),
+                           .name_space = spec.name_space,
+                           .image = image_name(pool, spec.image_id),
+                           .snapshot = std::to_string(spec.snap)};
+      return std::make_unique<Format2>(pool, name, spec.image_id,
+                                       OpenOptions{}, spec.snap);
+    } catch (const Error& e) {
+      throw Error(e.code() == ENOENT ? EIO : e.code(),
+                  traits_.name + ": its parent cannot be read: " + e.what());
+    }
+  }
+
+  ExclusiveLock* lock() noexcept override { return lock_.get(); }
+
+  std::shared_ptr<ObjectMap> open_map(std::uint64_t objects) override {
+    return ObjectMap::open(*pool_.store, id_, objects, pool_.timeout());
+  }
+
+  void invalidate_map(SnapId snap) override {
+    const std::uint64_t flags =
+        flag_object_map_invalid | flag_fast_diff_invalid;
+    const std::string input = encode_set_flags(snap, flags, flags);
+    std::string output;
+    const int r =
+        pool_.store->exec(header_oid_, rbd_class, "set_flags", input, &output)
+            ->wait_for(pool_.timeout());
+    // A snapshot that has been deleted meanwhile.
+    if (r == -ENOENT && snap != snap_head) return;
+    check(r, traits_.name + ": cannot mark the object map as invalid");
+  }
+
+  std::unique_ptr<Pending> update_snapshot_map(SnapId snap,
+                                               std::uint64_t object_no,
+                                               ObjectState state,
+                                               std::string* request) override {
+    *request = encode_object_map_update(object_no, object_no + 1, state);
+    // A map that does not exist must not come into being.
+    return pool_.store->write(format2_object_map_oid(id_, snap),
+                              WriteOp().assert_exists().exec(
+                                  rbd_class, "object_map_update", *request),
+                              {});
   }
 
   ObjectStore& header_store() override { return *pool_.store; }
@@ -170,7 +254,8 @@ class Format2 final : public ImageFormat {
       core.object_prefix = decode_get_object_prefix(calls.output(prefix));
       core.snapc = decode_get_snapcontext(calls.output(snapc));
     }
-    if (!spec_.snapshot.empty()) find_snapshot(core.snapc);
+    if (!spec_.snapshot.empty() && snap_ == snap_head)
+      find_snapshot(core.snapc);
 
     HeaderCalls calls(pool_, header_oid_);
     if ((core.features & feature_striping) != 0)
@@ -183,43 +268,61 @@ class Format2 final : public ImageFormat {
         data_store_ = pool_.cluster->open_pool(
             *core.data_pool, spec_.name_space, Cluster::Purpose::data);
     }
-    check_parent(calls);
     return core;
   }
 
   void find_snapshot(const SnapContext& snapc) {
-    for (const Format2Snapshot& s :
-         read_snapshots(pool_, header_oid_, snapc))
-      if (s.kind == Format2SnapshotKind::user && s.name == spec_.snapshot) {
+    for (const Format2Snapshot& s : read_snapshots(pool_, header_oid_, snapc))
+      if (s.name == spec_.snapshot && s.kind != Format2SnapshotKind::trash) {
         snap_ = s.id;
-        return;
+        kind_ = s.kind;
+        // A user's snapshot before others of that name.
+        if (s.kind == Format2SnapshotKind::user) return;
       }
-    throw Error(ENOENT, "image '" + spec_.image + "' has no snapshot '" +
-                            spec_.snapshot + "'");
+    if (snap_ == snap_head)
+      throw Error(ENOENT, "image '" + spec_.image + "' has no snapshot '" +
+                              spec_.snapshot + "'");
   }
 
-  /// Objects that a clone does not have are its parent's, not zeros.
-  void check_parent(HeaderCalls& calls) const {
-    const auto spec = calls.start("parent_get");
-    const auto at =
-        calls.start("parent_overlap_get", encode_snap_id(snap_));
-    bool has_parent;
-    if (calls.result(spec) == -EOPNOTSUPP) {
+  /// From the replies to parent_get and parent_overlap_get.
+  void read_parent(HeaderCalls& calls, std::size_t parent, std::size_t overlap,
+                   View& view) const {
+    std::optional<Format2Parent> found;
+    if (calls.result(parent) == -EOPNOTSUPP) {
       // OSDs before Nautilus.
-      has_parent = decode_get_parent(
-                       calls.output(calls.start("get_parent",
-                                                encode_snap_id(snap_))))
-                       .has_value();
+      const auto both = decode_get_parent(
+          calls.output(calls.start("get_parent", encode_snap_id(snap_))));
+      if (both) {
+        found = both->first;
+        view.overlap = both->second;
+      }
     } else {
-      has_parent = decode_parent_get(calls.output(spec)).has_value() &&
-                   decode_parent_overlap_get(calls.output(at)).value_or(0) > 0;
+      found = decode_parent_get(calls.output(parent));
+      view.overlap =
+          decode_parent_overlap_get(calls.output(overlap)).value_or(0);
     }
-    if (has_parent)
-      throw Error(ENOTSUP,
-                  "image '" + spec_.image +
-                      "' is a clone: reading through a parent (feature "
-                      "layering) is not supported; `rbd flatten` makes it "
-                      "independent");
+    if (!found) view.overlap = 0;
+    if (view.overlap == 0) return;
+    view.parent_spec = {.pool = found->pool,
+                        .name_space = found->pool_namespace,
+                        .image_id = found->image_id,
+                        .snap = found->snap};
+  }
+
+  /// For messages: the name of an image in another pool, or its id.
+  static std::string image_name(const Pool& pool, const std::string& id) {
+    std::string output;
+    const int r =
+        pool.store
+            ->exec(std::string(rbd_directory_oid), rbd_class, "dir_get_name",
+                   encode_dir_get_name(id), &output)
+            ->wait_for(pool.timeout());
+    try {
+      if (r >= 0) return decode_dir_get_name(output);
+    } catch (const Error&) {
+      // The id will do.
+    }
+    return "id " + id;
   }
 
   ImageTraits make_traits() const {
@@ -229,7 +332,6 @@ class Format2 final : public ImageFormat {
             object_size, 1});
     return {.name = spec_.text(),
             .format = "RBD format 2",
-            .can_write = false,
             .layout = Layout(object_size, unit, count),
             .object_prefix = core_.object_prefix,
             .name_digits = 16,
@@ -241,11 +343,15 @@ class Format2 final : public ImageFormat {
 
   const Pool pool_;
   const ImageSpec spec_;
+  const std::string id_;
   const std::string header_oid_;
+  SnapId snap_;
+  /// Of a snapshot that was asked for by name.
+  std::optional<Format2SnapshotKind> kind_;
   std::shared_ptr<ObjectStore> data_store_;
-  SnapId snap_ = snap_head;
   const Format2Core core_;
   const ImageTraits traits_;
+  std::unique_ptr<ExclusiveLock> lock_;
 };
 
 }  // namespace
@@ -256,10 +362,10 @@ bool exists_format2(const Pool& pool, const std::string& image) {
 
 std::unique_ptr<ImageFormat> open_format2(const Pool& pool,
                                           const ImageSpec& spec,
-                                          const OpenOptions& /*options*/) {
+                                          const OpenOptions& options) {
   std::string id;
   if (!read_id(pool, spec.image, &id)) return nullptr;
-  return std::make_unique<Format2>(pool, spec, id);
+  return std::make_unique<Format2>(pool, spec, id, options);
 }
 
 void list_format2(const Pool& pool, Listing& into) {

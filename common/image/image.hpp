@@ -26,6 +26,15 @@
 // that gets no answer in time goes on without.  While the watch is broken,
 // notifications can be missed, so writes wait until it is made again and the
 // header re-read.
+//
+// An image with the feature exclusive-lock is written to only while its lock
+// is held.  The View says so too: where a lock is needed and not held, writes
+// wait for the maintenance thread to get it; before it is handed over, a View
+// without it is published and requests under the old one are waited for.
+//
+// What a clone lacks is its parent's, an Image of its own below this one (see
+// View::parent).  How an object is changed that the parent still backs is
+// told in image_write.cpp.
 
 #ifndef NBDRADOS_IMAGE_IMAGE_HPP
 #define NBDRADOS_IMAGE_IMAGE_HPP
@@ -38,13 +47,19 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
+#include "image/lock_mode.hpp"
+#include "image/object_guards.hpp"
+#include "image/object_map.hpp"
 #include "image/published.hpp"
 #include "image/worker_pool.hpp"
 #include "layout/layout.hpp"
+#include "rados/error.hpp"
 #include "rados/object_store.hpp"
 
 namespace nbdrados {
@@ -61,8 +76,6 @@ struct Extent {
 struct ImageTraits {
   std::string name;    // for messages: pool/[namespace/]image[@snap]
   std::string format;  // "RBD format 1", ...
-  /// Whether this version can write to it.
-  bool can_write = true;
   Layout layout;
   /// Data object n is called PREFIX.N with N in `name_digits` hex digits.
   std::string object_prefix;
@@ -77,11 +90,43 @@ struct ImageTraits {
   std::string details;
 };
 
+class Image;
+
+/// The snapshot that a clone was made of.
+struct ParentSpec {
+  std::int64_t pool = -1;
+  std::string name_space;
+  std::string image_id;
+  SnapId snap = 0;
+  bool operator==(const ParentSpec&) const = default;
+};
+
 /// What can change while an image is open.
 struct View {
+  // What the format reads.
   std::uint64_t size = 0;     // bytes
   SnapContext snapc = {};     // for writes
   SnapId snap = snap_head;    // what is read
+  /// So many bytes of the image, from its start, are the parent's where the
+  /// image has no object; 0: there is no parent.
+  std::uint64_t overlap = 0;
+  ParentSpec parent_spec = {};
+  /// Writers must hold the exclusive lock.
+  bool lockable = false;
+  /// There is an object map, and nothing says that it is invalid.
+  bool mappable = false;
+  /// The object map tells objects that are as in the newest snapshot.
+  bool fast_diff = false;
+  /// Not empty: why it cannot be written to.
+  std::string unwritable = {};
+
+  // What the image adds.
+  /// Where the overlap is read; its size may be less than the overlap.
+  std::shared_ptr<Image> parent = {};
+  /// Of the head, while the lock is held and the map can be believed.
+  std::shared_ptr<ObjectMap> map = {};
+  /// The lock is needed for writing and not held: writes wait.
+  bool needs_lock = false;
   /// The header may have changed: writes wait.
   bool hold_writes = false;
   /// Not 0: every request fails with this positive errno and `reason`.
@@ -90,7 +135,10 @@ struct View {
   bool operator==(const View&) const = default;
 };
 
-/// The metadata of one format.  Called by one thread at a time.
+class ExclusiveLock;
+
+/// The metadata of one format.  Called by one thread at a time, except for
+/// the members that say otherwise.
 class ImageFormat {
  public:
   virtual ~ImageFormat() = default;
@@ -112,6 +160,28 @@ class ImageFormat {
     return std::nullopt;
   }
 
+  /// The format of a parent that a View names, for reading.  Throws Error;
+  /// ENOENT becomes EIO, because it is not this image that is missing.
+  [[nodiscard]] virtual std::unique_ptr<ImageFormat> open_parent(
+      const ParentSpec& spec);
+
+  /// The exclusive lock; null where the format knows none.  Only the
+  /// maintenance of the image uses it.
+  [[nodiscard]] virtual ExclusiveLock* lock() noexcept { return nullptr; }
+  /// Opens the object map of the head; the lock is held.  Throws Error:
+  /// EINVAL or EIO where it cannot be believed.
+  [[nodiscard]] virtual std::shared_ptr<ObjectMap> open_map(
+      std::uint64_t objects);
+  /// Marks the object map of the head, or of a snapshot, as not to be
+  /// believed; the lock is held.  Thread-safe.  Throws Error.
+  virtual void invalidate_map(SnapId snap);
+  /// Starts to set an object's state in the map of a snapshot.  The result
+  /// is -ENOENT where there is no such map, -ERANGE where the snapshot is
+  /// smaller.  `request` must stay valid until completion.  Thread-safe.
+  [[nodiscard]] virtual std::unique_ptr<Pending> update_snapshot_map(
+      SnapId snap, std::uint64_t object_no, ObjectState state,
+      std::string* request);
+
   /// Where the header is, and where the data is.
   [[nodiscard]] virtual ObjectStore& header_store() = 0;
   [[nodiscard]] virtual ObjectStore& data_store() = 0;
@@ -120,6 +190,14 @@ class ImageFormat {
 /// How one export uses an image.
 struct ImageOptions {
   bool writable = false;
+  LockMode lock = LockMode::exclusive;
+  /// At open, wait until a dead owner of the lock counts as dead, instead of
+  /// failing at once.
+  bool break_lock = false;
+  /// It is a parent: only read, and its child's link keeps it.
+  bool backing = false;
+  /// How many generations of children it has.
+  unsigned depth = 0;
   /// Trims are rounded inwards to multiples of it; 0: 64 KiB, or the object
   /// size where that is smaller.
   std::uint64_t discard_granularity = 0;
@@ -144,7 +222,8 @@ class Image {
   Image& operator=(const Image&) = delete;
 
   [[nodiscard]] const ImageTraits& traits() const noexcept { return traits_; }
-  [[nodiscard]] bool writable() const noexcept { return options_.writable; }
+  /// Not where the image itself cannot be written to, whatever was asked.
+  [[nodiscard]] bool writable() const noexcept { return writable_; }
   /// Bytes.
   [[nodiscard]] std::uint64_t size();
   /// Format, size, striping and features in one line.
@@ -190,6 +269,13 @@ class Image {
 
  private:
   class Maintenance;
+  /// Generations of parents; there is no limit in librbd, but there must be
+  /// an end to what a damaged header can make of it.
+  static constexpr unsigned max_depth = 64;
+  struct Target;  // this and the next three: see image_write.cpp
+  struct Plan;
+  struct MapFailure;
+  class CopyUpTurn;
 
   [[nodiscard]] std::string object_name(std::uint64_t object_no) const;
   [[nodiscard]] std::uint64_t chunk_end(std::uint64_t offset,
@@ -197,30 +283,84 @@ class Image {
                                         std::uint64_t units) const noexcept;
   void check_request(const View& view, std::uint64_t length,
                      std::uint64_t offset) const;
+  [[noreturn]] void object_error(int code, const char* doing,
+                                 std::uint64_t object_no) const;
+
+  // Reading.  These return whether anything absent was taken for zeros.
+  [[nodiscard]] bool read_view(const View& view, char* buffer,
+                               std::uint64_t length, std::uint64_t offset);
+  [[nodiscard]] bool read_chunk(const View& view, char* buffer,
+                                std::uint64_t length, std::uint64_t offset);
+  [[nodiscard]] bool read_parent(const View& view, char* buffer,
+                                 std::uint64_t length, std::uint64_t offset);
+  [[nodiscard]] bool read_backing(char* buffer, std::uint64_t length,
+                                  std::uint64_t offset);
+  [[nodiscard]] bool find_data(const View& view, std::uint64_t length,
+                               std::uint64_t offset,
+                               std::vector<Fragment>& data);
+  [[nodiscard]] bool find_backing_data(std::uint64_t length,
+                                       std::uint64_t offset,
+                                       std::vector<Fragment>& data);
+  /// Calls `request` with the View until what it took for zeros has been
+  /// confirmed; returns what it returned.
+  template <class Request>
+  bool confirmed(Request&& request);
+  /// Whether an absent object of the View must be confirmed.
+  [[nodiscard]] bool doubtful(const View& view) const noexcept;
+  void confirm_image();
+  /// Whether the object map says that the object does not exist.
+  [[nodiscard]] static bool absent(const View& view,
+                                   std::uint64_t object_no) noexcept {
+    return view.map && !view.map->may_exist(object_no);
+  }
+
+  // Writing.
   /// Calls `request` with the View, once writes are possible.
   template <class Request>
   void write_request(std::uint64_t length, std::uint64_t offset,
                      Request&& request);
-  /// These return whether an object was missing.
-  [[nodiscard]] bool read_chunk(const View& view, char* buffer,
-                                std::uint64_t length, std::uint64_t offset);
-  [[nodiscard]] bool find_data(const View& view, std::uint64_t length,
-                               std::uint64_t offset,
-                               std::vector<Fragment>& data);
   void write_chunk(const View& view, const char* buffer, std::uint64_t length,
                    std::uint64_t offset);
   void zero_chunk(const View& view, std::uint64_t length,
                   std::uint64_t offset, Zero how);
-  void free_object(WriteOp& op, std::uint64_t object_no) const;
   void zero_objects(const View& view, std::uint64_t first,
                     std::uint64_t count);
-  /// Whether an absent object of the View must be confirmed.
-  [[nodiscard]] bool doubtful(const View& view) const noexcept;
-  void confirm_image();
-  [[noreturn]] void object_error(int code, const char* doing,
-                                 std::uint64_t object_no) const;
+  [[nodiscard]] bool backed(const View& view,
+                            std::uint64_t object_no) const noexcept;
+  [[nodiscard]] bool removes(const View& view,
+                             const Target& target) const noexcept;
+  [[nodiscard]] Plan make_plan(const View& view, const Target& target) const;
+  template <class AddSteps>
+  void change(const View& view, const Target& target, AddSteps&& add,
+              const char* doing);
+  template <class GetTarget, class AddSteps>
+  void change_many(const View& view, std::size_t count, GetTarget&& target,
+                   AddSteps&& add, const char* doing);
+  template <class AddSteps>
+  void add_steps(const View& view, const Target& target, WriteOp& op,
+                 AddSteps&& add) const;
+  template <class AddSteps>
+  [[nodiscard]] int copy_up(const View& view, const Target& target,
+                            AddSteps&& add);
+  [[nodiscard]] std::string parent_data(const View& view,
+                                        std::uint64_t object_no);
+  void mark_snapshots(const View& view, std::uint64_t object_no);
+  [[nodiscard]] static bool can_write_to(const View& view) noexcept {
+    return (!view.hold_writes && !view.needs_lock) || view.failure != 0;
+  }
+  /// The object map could not be updated: it must not be believed.
+  void give_up_map(const MapFailure& failure);
 
+  // Metadata.
   void load_and_publish(bool end_hold = false);
+  /// As load_and_publish, with the lock just taken.
+  void publish_locked();
+  /// The lock is about to be released: ends the requests that rely on it and
+  /// returns the object map.
+  [[nodiscard]] std::shared_ptr<ObjectMap> publish_unlocked();
+  [[nodiscard]] std::shared_ptr<Image> find_parent(const View& view);
+  /// Writers that wait for the lock get this error.
+  void refuse_writers(const Error& why);
   void hold_writes();
   void end_hold();
   void fail_for_good(int code, const std::string& reason);
@@ -232,6 +372,7 @@ class Image {
   ObjectStore& data_;
   const ImageOptions options_;
   const std::uint64_t discard_granularity_;
+  bool writable_;  // constant once the image is open
 
   Published<View> view_;
 
@@ -241,19 +382,33 @@ class Image {
   std::mutex format_mutex_;
   std::atomic<std::uint64_t> loads_started_{0};
   std::uint64_t last_verdict_ = 0;  // guarded by format_mutex_: that load
+  ParentSpec parent_spec_;          // guarded by format_mutex_
+  std::shared_ptr<Image> parent_;   // guarded by format_mutex_
 
   std::mutex state_mutex_;
   View last_;                // guarded by state_mutex_: what view_ holds
   bool holding_ = false;     // guarded by state_mutex_: writes are held
+  bool locked_ = false;      // guarded by state_mutex_: the lock is held
+  std::shared_ptr<ObjectMap> map_;  // guarded by state_mutex_
   int lost_ = 0;             // guarded by state_mutex_: failed for good
   std::string lost_reason_;  // guarded by state_mutex_
 
   /// The header is watched or locked, so it does not vanish unseen.
   std::atomic<bool> guarded_{false};
 
-  /// For writes that wait while hold_writes is set.
+  /// For writes that wait while hold_writes or needs_lock is set.
   std::mutex hold_mutex_;
   std::condition_variable hold_changed_;
+  std::uint64_t publications_ = 0;  // guarded by hold_mutex_
+  std::uint64_t refusals_ = 0;      // guarded by hold_mutex_
+  std::optional<Error> refusal_;    // guarded by hold_mutex_: the last one
+
+  ObjectGuards guards_;
+
+  /// Objects that are being copied up.
+  std::mutex copy_ups_mutex_;
+  std::condition_variable copy_ups_changed_;
+  std::set<std::uint64_t> copy_ups_;  // guarded by copy_ups_mutex_
 
   std::unique_ptr<Maintenance> maintenance_;
 };

@@ -97,7 +97,7 @@ class Striper final : public ImageFormat {
                 .header_oid = {},
                 .details = {}},
         cookie_(random_cookie()) {
-    const int r = lock();
+    const int r = take_lock();
     if (r == -EBUSY)
       throw Error(EBUSY, "striped object '" + spec_.image +
                              "' is being truncated or removed: locked by " +
@@ -146,7 +146,7 @@ class Striper final : public ImageFormat {
   std::optional<std::chrono::milliseconds> keep_alive() override {
     if (!locked_) return std::nullopt;
     if (Clock::now() < locked_at_ + lock_retry) return lock_renewal;
-    const int r = lock();
+    const int r = take_lock();
     if (r >= 0) return lock_renewal;
     if (r == -EBUSY || r == -ENOENT || r == -ENXIO || r == -ESHUTDOWN ||
         Clock::now() >= deadline())
@@ -169,7 +169,7 @@ class Striper final : public ImageFormat {
   }
 
   /// Takes or renews the lock.  Returns 0 or a negative errno.
-  int lock() {
+  int take_lock() {
     const auto asked = Clock::now();
     const std::string input =
         encode_lock(striper_lock_name, LockType::shared, cookie_,

@@ -42,6 +42,8 @@ const char* const config_help =
     "object-size=<SIZE>         Object size of the new image (default 4M).\n"
     "stripe-unit=<SIZE>         Stripe unit of the new image.\n"
     "stripe-count=<N>           Stripe count of the new image (default 1).\n"
+    "lock=exclusive|auto|none   The exclusive lock (default exclusive).\n"
+    "break-lock=true            Wait for a dead owner's lock.\n"
     "discard-granularity=<SIZE> Trims are rounded inwards to it (default 64K).\n"
     "full=error|wait            When cluster or pool are full (default error).";
 
@@ -178,6 +180,17 @@ void Config::set(const std::string& key, const std::string& value) {
     create_options.stripe_unit = parse_size(key, value);
   } else if (key == "stripe-count") {
     create_options.stripe_count = parse_unsigned(key, value);
+  } else if (key == "lock") {
+    if (value == "exclusive")
+      lock = LockMode::exclusive;
+    else if (value == "auto")
+      lock = LockMode::automatic;
+    else if (value == "none")
+      lock = LockMode::none;
+    else
+      bad("lock=" + value + " is not one of exclusive, auto, none");
+  } else if (key == "break-lock") {
+    break_lock = parse_bool(key, value);
   } else if (key == "discard-granularity") {
     discard_granularity = parse_size(key, value);
     if (discard_granularity == 0) bad("discard-granularity= must not be 0");

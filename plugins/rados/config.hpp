@@ -12,6 +12,7 @@
 #include <string_view>
 
 #include "image/catalog.hpp"
+#include "image/lock_mode.hpp"
 #include "rados/cluster.hpp"
 
 namespace nbdrados {
@@ -35,6 +36,8 @@ class Config {
   FormatChoice format = FormatChoice::automatic;
   bool create = false;
   CreateOptions create_options;
+  LockMode lock = LockMode::exclusive;
+  bool break_lock = false;
   std::uint64_t discard_granularity = 0;  // bytes; 0: the default
 
   /// The configured image; only where `image` is set.

@@ -52,7 +52,9 @@ std::shared_ptr<Image> Gateway::make_image(const ImageSpec& spec,
   how.grow_to = config_.create ? 0 : config_.create_options.size;
   auto format = open_format(cluster_, spec, how);
   ImageOptions options;
-  options.writable = how.writable && format->traits().can_write;
+  options.writable = how.writable;
+  options.lock = config_.lock;
+  options.break_lock = config_.break_lock;
   options.discard_granularity = config_.discard_granularity;
   options.workers = workers_;
   options.log = [](const std::string& line, bool trouble) {

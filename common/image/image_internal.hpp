@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// What the source files of Image share, and nobody else needs.
+
+#ifndef NBDRADOS_IMAGE_IMAGE_INTERNAL_HPP
+#define NBDRADOS_IMAGE_IMAGE_INTERNAL_HPP
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdint>
+
+#include "layout/layout.hpp"
+
+namespace nbdrados {
+
+/// At most so many objects of a request are in flight, which is also
+/// librados' own bound on operations (objecter_inflight_ops).
+inline constexpr std::uint64_t chunk_objects = 1024;
+
+/// Consecutive bytes of the image that are in one object.
+inline std::uint64_t unit_size(const Layout& layout) {
+  return layout.stripe_count() == 1 ? layout.object_size()
+                                    : layout.stripe_unit();
+}
+
+/// A request is worked on in chunks of at most so many units, which bounds
+/// its memory.  Units of a few bytes must be many, or a chunk would be
+/// nothing.
+inline std::uint64_t chunk_units(const Layout& layout) {
+  if (layout.stripe_count() > chunk_objects) return chunk_objects;
+  return std::clamp<std::uint64_t>((4 << 20) / unit_size(layout),
+                                   chunk_objects, 64 * chunk_objects);
+}
+
+/// Whether an error of loading the metadata means that the image cannot be
+/// used, and not only that it could not be asked.
+inline bool is_verdict(int code) {
+  switch (code) {
+    case ENOENT:
+    case ENXIO:
+    case EIO:
+    case EPERM:
+    case EACCES:
+    case ENOTSUP:
+    case ESHUTDOWN:
+      return true;
+    default:
+      return false;
+  }
+}
+
+/// What requests fail with after such a verdict.
+inline int failure_for(int code) { return code == ESHUTDOWN ? ESHUTDOWN : EIO; }
+
+}  // namespace nbdrados
+
+#endif

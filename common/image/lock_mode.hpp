@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// When an image's exclusive lock is taken.
+
+#ifndef NBDRADOS_IMAGE_LOCK_MODE_HPP
+#define NBDRADOS_IMAGE_LOCK_MODE_HPP
+
+#include <cstdint>
+
+namespace nbdrados {
+
+/// How a writable export treats the exclusive lock of an image with the
+/// feature exclusive-lock.
+enum class LockMode : std::uint8_t {
+  exclusive,  // taken at open and kept; others are refused
+  automatic,  // taken at the first write, handed over when asked for
+  none,       // never taken: such an image cannot be written to
+};
+
+}  // namespace nbdrados
+
+#endif

@@ -1,0 +1,385 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+#include "image/maintenance.hpp"
+
+#include <algorithm>
+#include <cerrno>
+#include <string>
+
+#include "image/exclusive_lock.hpp"
+#include "image/image_internal.hpp"
+#include "rados/error.hpp"
+#include "rbd/watch_notify.hpp"
+
+namespace nbdrados {
+
+Image::Maintenance::Maintenance(Image& image)
+    : image_(image),
+      lock_(image.writable_ ? image.format_->lock() : nullptr) {
+  if (!image_.traits_.header_oid.empty()) make_watch();
+  image_.guarded_ = watch_ != nullptr || image_.format_->holds_lock();
+}
+
+void Image::Maintenance::start() {
+  next_renewal_ = image_.format_->keep_alive();
+  if (watch_ || next_renewal_) thread_ = std::thread([this] { work(); });
+}
+
+Image::Maintenance::~Maintenance() {
+  {
+    const std::scoped_lock lock(mutex_);
+    stopping_ = true;
+  }
+  wake_.notify_all();
+  if (thread_.joinable()) thread_.join();
+  if (lock_ != nullptr && lock_->held()) {
+    hand_over();
+    lock_->finish_announcing(ExclusiveLock::notify_limit);
+  }
+  watch_.reset();
+}
+
+// Notifications -----------------------------------------------------------------
+
+void Image::Maintenance::acknowledge(std::uint64_t notify_id,
+                                     std::uint64_t cookie,
+                                     std::string_view answer) {
+  image_.format_->header_store().notify_ack(image_.traits_.header_oid,
+                                            notify_id, cookie, answer);
+}
+
+bool Image::Maintenance::answered_at_once(std::uint64_t notify_id,
+                                          std::uint64_t cookie,
+                                          std::string_view payload) {
+  NotifyMessage message;
+  try {
+    message = decode_notify(payload);
+  } catch (const Error&) {
+    return false;  // An old client says that the header has changed.
+  }
+  std::string answer;
+  const bool ours = lock_ != nullptr && message.client &&
+                    message.client->gid == lock_->client_id(0).gid;
+  switch (message.op) {
+    case NotifyOp::request_lock:
+      if (!owner_ || ours) break;
+      // Whoever was told to keep the lock keeps it, `force` or not: the
+      // other one can still break it.
+      if (image_.options_.lock == LockMode::exclusive) {
+        answer = encode_notify_response(-EROFS);
+      } else {
+        answer = encode_notify_response(0);
+        const std::scoped_lock lock(mutex_);
+        release_asked_ = true;
+      }
+      break;
+    case NotifyOp::acquired_lock:
+    case NotifyOp::released_lock: {
+      if (ours) break;
+      const std::scoped_lock lock(mutex_);
+      if (message.op == NotifyOp::released_lock)
+        lock_maybe_free_ = true;
+      else if (owner_)
+        lock_doubtful_ = true;
+      break;
+    }
+    case NotifyOp::async_progress:
+    case NotifyOp::async_complete:
+    case NotifyOp::quiesce:
+    case NotifyOp::unquiesce:
+      break;
+    default:
+      if (!asks_lock_holder(message.op)) return false;
+      // The other client then asks for the lock and does it himself
+      // (ceph: src/librbd/Operations.cc, C_InvokeAsyncRequest).
+      if (owner_) answer = encode_notify_response(-EOPNOTSUPP);
+      break;
+  }
+  acknowledge(notify_id, cookie, answer);
+  return true;
+}
+
+void Image::Maintenance::doubt_lock() {
+  {
+    const std::scoped_lock lock(mutex_);
+    lock_doubtful_ = true;
+  }
+  wake_.notify_all();
+}
+
+void Image::Maintenance::notified(std::uint64_t notify_id,
+                                  std::uint64_t cookie,
+                                  std::string_view payload) noexcept {
+  try {
+    if (!answered_at_once(notify_id, cookie, payload)) {
+      const std::scoped_lock lock(mutex_);
+      notifications_.emplace_back(notify_id, cookie);
+    }
+  } catch (...) {
+    // Out of memory.  Unanswered, the notifier waits for its timeout, and
+    // the header is read again all the same.
+    const std::scoped_lock lock(mutex_);
+    lost_watch_ = ETIMEDOUT;
+  }
+  wake_.notify_all();
+}
+
+void Image::Maintenance::watch_lost(int code) noexcept {
+  {
+    const std::scoped_lock lock(mutex_);
+    lost_watch_ = code;
+  }
+  wake_.notify_all();
+}
+
+void Image::Maintenance::make_watch() {
+  try {
+    watch_ = image_.format_->header_store().watch(image_.traits_.header_oid,
+                                                  *this);
+  } catch (const Error& e) {
+    // A key without write capability cannot watch; who only reads can do
+    // without, sees changes at the next open, and must ask whether what is
+    // absent is zeros.
+    if (image_.writable_ ||
+        (e.code() != EPERM && e.code() != EACCES && e.code() != EROFS))
+      throw;
+    image_.guarded_ = false;
+    image_.log(image_.traits_.name + ": changes will not be noticed: " +
+                   e.what(),
+               false);
+  }
+}
+
+// The thread --------------------------------------------------------------------
+
+void Image::Maintenance::work() {
+  for (;;) {
+    Notifications notifications;
+    int code = 0;
+    bool try_now = false;
+    bool release = false;
+    bool doubtful = false;
+    {
+      std::unique_lock lock(mutex_);
+      const auto wants = [this] { return lock_wanted_ && !owner_; };
+      const auto something = [&] {
+        return stopping_ || !notifications_.empty() || lost_watch_ != 0 ||
+               release_asked_ || lock_doubtful_ ||
+               (wants() && (lock_maybe_free_ || Clock::now() >= next_try_));
+      };
+      const auto before = Clock::now();
+      auto until = before + std::min<std::chrono::milliseconds>(
+                                next_renewal_.value_or(check_interval),
+                                check_interval);
+      if (wants()) until = std::min(until, next_try_);
+      wake_.wait_until(lock, until, something);
+      if (stopping_) return;
+      if (next_renewal_)
+        *next_renewal_ -= std::chrono::duration_cast<std::chrono::milliseconds>(
+            Clock::now() - before);
+      notifications.swap(notifications_);
+      code = lost_watch_;
+      release = std::exchange(release_asked_, false);
+      doubtful = std::exchange(lock_doubtful_, false);
+      if (wants() && (lock_maybe_free_ || Clock::now() >= next_try_)) {
+        try_now = true;
+        lock_maybe_free_ = false;
+        // A writer that comes from now on asks again.
+        lock_wanted_ = false;
+      }
+    }
+    // Nothing may end this thread, or notifications stay unanswered.
+    try {
+      serve(code, notifications);
+      // It may have had the lock before us.  A new watch gives the lock
+      // another name, which only works as long as it is ours.
+      if (doubtful && lock_ != nullptr && lock_->held())
+        restore_watch("another client says that it has the exclusive lock");
+      if (release && lock_ != nullptr && lock_->held()) hand_over();
+      if (try_now) try_lock();
+    } catch (const std::exception& e) {
+      image_.log(image_.traits_.name + ": " + e.what());
+      const std::scoped_lock lock(mutex_);
+      if (lost_watch_ == 0 && watch_) lost_watch_ = ETIMEDOUT;
+    }
+  }
+}
+
+void Image::Maintenance::serve(int code, const Notifications& notifications) {
+  if (code == 0 && watch_) code = watch_->check();
+  if (code != 0) {
+    restore_watch("the watch on the header is broken: " + error_text(code));
+  } else if (!notifications.empty()) {
+    image_.hold_writes();
+    try {
+      image_.load_and_publish(true);
+    } catch (const Error& e) {
+      image_.log(image_.traits_.name + ": " + e.what());
+      // After a verdict every request fails, until a later notification
+      // brings a better header.  Otherwise writes must wait until the
+      // change has been seen.
+      if (!is_verdict(e.code())) restore_watch("the header cannot be read");
+    }
+  }
+  if (!notifications.empty()) image_.view_.synchronize();
+  for (const auto& [id, cookie] : notifications) acknowledge(id, cookie, {});
+  if (next_renewal_ && next_renewal_->count() <= 0) renew();
+}
+
+/// Makes the watch again and reads what may have been missed.
+void Image::Maintenance::restore_watch(const std::string& why) {
+  image_.log(image_.traits_.name + ": " + why);
+  image_.hold_writes();
+  for (;;) {
+    try {
+      {
+        // The new watch comes first: without one, an owner of the lock
+        // counts as dead.
+        const std::unique_ptr<Watch> old = std::move(watch_);
+        make_watch();
+      }
+      {
+        const std::scoped_lock lock(mutex_);
+        lost_watch_ = 0;
+      }
+      if (lock_ != nullptr && lock_->held()) {
+        try {
+          lock_->rewatched(watch_->cookie());
+        } catch (const Error& e) {
+          if (e.code() != ESHUTDOWN) throw;
+          lose_lock(e.what());
+          return;
+        }
+      }
+      image_.load_and_publish();
+      // Of a watch that could not be made there is nothing to check.
+      if (!watch_ || watch_->check() == 0) {
+        image_.end_hold();
+        image_.log(image_.traits_.name + ": the header is watched again",
+                   false);
+        return;
+      }
+    } catch (const Error& e) {
+      if (is_verdict(e.code())) {
+        image_.fail_for_good(failure_for(e.code()),
+                             image_.traits_.name +
+                                 (e.code() == ENOENT
+                                      ? ": the image has been deleted"
+                                      : ": the header cannot be watched: " +
+                                            error_text(e.code())));
+        watch_.reset();
+        return;
+      }
+      image_.log(image_.traits_.name + ": " + e.what());
+    }
+    std::unique_lock lock(mutex_);
+    if (wake_.wait_for(lock, std::chrono::seconds(1),
+                       [this] { return stopping_; }))
+      return;
+  }
+}
+
+void Image::Maintenance::renew() {
+  try {
+    const std::scoped_lock lock(image_.format_mutex_);
+    next_renewal_ = image_.format_->keep_alive();
+  } catch (const Error& e) {
+    next_renewal_.reset();
+    image_.fail_for_good(ESHUTDOWN, image_.traits_.name + ": " + e.what());
+  }
+}
+
+// The lock ----------------------------------------------------------------------
+
+void Image::Maintenance::want_lock() {
+  {
+    const std::scoped_lock lock(mutex_);
+    lock_wanted_ = true;
+  }
+  wake_.notify_all();
+}
+
+void Image::Maintenance::lock_at_open() {
+  if (image_.options_.lock == LockMode::none)
+    throw Error(EINVAL, image_.traits_.name +
+                            ": lock=none is only for images without the "
+                            "feature exclusive-lock, and for reading");
+  if (lock_ == nullptr || image_.options_.lock != LockMode::exclusive) return;
+  const auto deadline = Clock::now() + dead_owner_limit;
+  while (lock_->try_acquire(watch_->cookie()) !=
+         ExclusiveLock::Result::acquired) {
+    if (!image_.options_.break_lock || Clock::now() >= deadline)
+      throw Error(EBUSY, lock_->owner_text());
+    std::this_thread::sleep_for(lock_interval);
+  }
+  locked();
+}
+
+/// The lock has just been taken.
+void Image::Maintenance::locked() {
+  owner_ = true;
+  try {
+    image_.publish_locked();
+  } catch (...) {
+    owner_ = false;
+    lock_->release();
+    throw;
+  }
+  lock_->announce_acquired(watch_->cookie());
+}
+
+/// Tries to get the lock for the writers that wait.
+void Image::Maintenance::try_lock() {
+  next_try_ = Clock::now() + lock_interval;
+  try {
+    if (lock_->try_acquire(watch_->cookie()) ==
+        ExclusiveLock::Result::acquired) {
+      locked();
+      return;
+    }
+    if (lock_->request_release(watch_->cookie()) == -EROFS) {
+      image_.refuse_writers(Error(
+          EROFS, lock_->owner_text() + " and does not hand the lock over"));
+      return;
+    }
+    // The owner will say when it is free; or has died, which shows later.
+    const std::scoped_lock lock(mutex_);
+    lock_wanted_ = true;
+  } catch (const Error& e) {
+    if (e.code() == ESHUTDOWN)
+      image_.fail_for_good(ESHUTDOWN, image_.traits_.name + ": " + e.what());
+    else
+      image_.refuse_writers(e);
+  }
+}
+
+/// Gives the lock back, after all that relies on it.
+void Image::Maintenance::hand_over() {
+  try {
+    const std::shared_ptr<ObjectMap> map = image_.publish_unlocked();
+    try {
+      if (map) map->close();
+    } catch (const Error& e) {
+      // The next owner breaks the lock of the map.
+      image_.log(image_.traits_.name + ": " + e.what());
+    }
+    lock_->release();
+    owner_ = false;
+    // While the watch is broken, others cannot be told.
+    if (watch_) lock_->announce_released(watch_->cookie());
+  } catch (const Error& e) {
+    owner_ = false;
+    // A lock that is not given back is that of a dead client, some time
+    // after the watch has ended.
+    image_.log(image_.traits_.name + ": " + e.what());
+  }
+}
+
+/// The lock is somebody else's: nothing may be written any more.
+void Image::Maintenance::lose_lock(const std::string& reason) {
+  owner_ = false;
+  image_.fail_for_good(ESHUTDOWN, image_.traits_.name + ": " + reason);
+  (void)image_.publish_unlocked();
+}
+
+}  // namespace nbdrados

@@ -1,0 +1,369 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+#include "image/object_map.hpp"
+
+#include <algorithm>
+#include <cerrno>
+#include <utility>
+
+#include "rbd/cls_lock.hpp"
+#include "rbd/format2.hpp"
+
+namespace nbdrados {
+
+namespace {
+
+constexpr unsigned objects_per_word = 32;
+
+constexpr unsigned shift_of(std::uint64_t object_no) noexcept {
+  return 62 - 2 * static_cast<unsigned>(object_no % objects_per_word);
+}
+
+/// The lock of a map has no cookie and no tag: who has the image's lock has
+/// the right to it (ceph: src/librbd/object_map/LockRequest.cc).
+constexpr std::string_view no_cookie;
+constexpr std::string_view no_tag;
+
+/// So many times may somebody else be found to have the map's lock.
+constexpr int lock_rounds = 8;
+
+}  // namespace
+
+/// What one call wants; guarded by mutex_ once queued.
+struct ObjectMap::Request {
+  Kind kind;
+  std::vector<Range> ranges;  // ascending
+  bool done = false;
+  std::optional<Error> error;
+};
+
+/// One operation on the map's object.
+struct ObjectMap::Operation {
+  static constexpr std::size_t max_updates = WriteOp::max_steps - 1;
+  WriteOp op;
+  std::vector<std::string> inputs;  // what op points to
+  std::unique_ptr<Pending> pending;
+};
+
+ObjectMap::ObjectMap(ObjectStore& store, std::string image_id,
+                     std::string oid, const ObjectStates& states,
+                     std::chrono::milliseconds limit)
+    : store_(store),
+      image_id_(std::move(image_id)),
+      oid_(std::move(oid)),
+      assert_locked_(encode_assert_locked(rbd_lock_name, LockType::exclusive,
+                                          no_cookie, no_tag)),
+      objects_(states.size()),
+      limit_(limit),
+      words_((states.size() + objects_per_word - 1) / objects_per_word) {
+  const std::string& bits = states.bits();
+  for (std::size_t i = 0; i < words_.size(); ++i) {
+    std::uint64_t word = 0;
+    for (std::size_t k = 0; k < 8; ++k) {
+      const std::size_t at = 8 * i + k;
+      const auto byte =
+          at < bits.size() ? static_cast<unsigned char>(bits[at]) : 0U;
+      word = word << 8 | byte;
+    }
+    words_[i].store(word, std::memory_order_relaxed);
+  }
+}
+
+std::shared_ptr<ObjectMap> ObjectMap::open(ObjectStore& store,
+                                           std::string image_id,
+                                           std::uint64_t objects,
+                                           std::chrono::milliseconds limit) {
+  std::string oid = format2_object_map_oid(image_id, snap_head);
+  const std::string request = encode_lock(
+      rbd_lock_name, LockType::exclusive, no_cookie, no_tag, "");
+  int locked = -EBUSY;
+  for (int round = 0; locked == -EBUSY && round < lock_rounds; ++round) {
+    WriteOp op;
+    // A map that does not exist must not come into being by its lock.
+    op.assert_exists().exec(lock_class, lock_method_lock, request);
+    locked = store.write(oid, op, {})->wait_for(limit);
+    // By an operation of ours whose answer we did not get.
+    if (locked == -EEXIST) locked = 0;
+    if (locked != -EBUSY) break;
+    // A former owner's, who did not live to unlock it.
+    std::string reply;
+    wait_check(*store.exec(oid, lock_class, lock_method_get_info,
+                           encode_get_lock_info(rbd_lock_name), &reply),
+               limit, "cannot see who has locked object map " + oid);
+    for (const LockHolder& holder : decode_lock_info(reply).holders) {
+      const int r =
+          store.exec(oid, lock_class, lock_method_break,
+                     encode_break_lock(rbd_lock_name, holder), &reply)
+              ->wait_for(limit);
+      if (r != -ENOENT) check(r, "cannot break the lock of object map " + oid);
+    }
+  }
+  check(locked, "cannot lock object map " + oid);
+
+  const auto unlock = [&]() noexcept {
+    try {
+      std::string ignored;
+      (void)store
+          .exec(oid, lock_class, lock_method_unlock,
+                encode_unlock(rbd_lock_name, no_cookie), &ignored)
+          ->wait_for(limit);
+    } catch (...) {
+      // What led here matters more; the next owner breaks the lock.
+    }
+  };
+  try {
+    std::string reply;
+    wait_check(*store.exec(oid, rbd_class, object_map_method_load, {}, &reply),
+               limit, "cannot load object map " + oid);
+    const ObjectStates states = decode_object_map(reply);
+    if (states.size() < objects)
+      throw Error(EINVAL, "object map " + oid + " is for " +
+                              std::to_string(states.size()) +
+                              " objects, and the image has " +
+                              std::to_string(objects));
+    return std::shared_ptr<ObjectMap>(new ObjectMap(
+        store, std::move(image_id), std::move(oid), states, limit));
+  } catch (...) {
+    unlock();
+    throw;
+  }
+}
+
+void ObjectMap::close() {
+  std::string ignored;
+  const int r = store_
+                    .exec(oid_, lock_class, lock_method_unlock,
+                          encode_unlock(rbd_lock_name, no_cookie), &ignored)
+                    ->wait_for(limit_);
+  if (r != -ENOENT) check(r, "cannot unlock object map " + oid_);
+}
+
+// Memory ------------------------------------------------------------------------
+
+ObjectState ObjectMap::state(std::uint64_t object_no) const noexcept {
+  if (object_no >= objects_ || failed_.load(std::memory_order_acquire))
+    return ObjectState::exists;
+  return raw(object_no);
+}
+
+ObjectState ObjectMap::raw(std::uint64_t object_no) const noexcept {
+  const std::uint64_t word =
+      words_[object_no / objects_per_word].load(std::memory_order_acquire);
+  return static_cast<ObjectState>(word >> shift_of(object_no) & 3);
+}
+
+bool ObjectMap::concerns(Kind kind, std::uint64_t object_no) const noexcept {
+  const ObjectState now = raw(object_no);
+  switch (kind) {
+    case Kind::begin_removal:
+      return now == ObjectState::exists || now == ObjectState::exists_clean;
+    case Kind::end_removal:
+      return now == ObjectState::pending;
+    case Kind::mark_exists:
+      return now != ObjectState::exists;
+  }
+  return true;
+}
+
+ObjectState ObjectMap::target(Kind kind) noexcept {
+  switch (kind) {
+    case Kind::begin_removal: return ObjectState::pending;
+    case Kind::end_removal: return ObjectState::nonexistent;
+    case Kind::mark_exists: break;
+  }
+  return ObjectState::exists;
+}
+
+void ObjectMap::add_needed(Kind kind, Range range,
+                           std::vector<Range>& out) const {
+  for (std::uint64_t n = range.first; n < range.end; ++n) {
+    if (!concerns(kind, n)) continue;
+    if (!out.empty() && out.back().end == n)
+      ++out.back().end;
+    else
+      out.push_back({n, n + 1});
+  }
+}
+
+/// The caller holds mutex_, so that nobody else writes to the words.
+void ObjectMap::apply(Kind kind, std::span<const Range> ranges) noexcept {
+  const auto to = static_cast<std::uint64_t>(target(kind));
+  for (const Range& r : ranges)
+    for (std::uint64_t n = r.first; n < r.end; ++n) {
+      if (!concerns(kind, n)) continue;
+      std::atomic<std::uint64_t>& word = words_[n / objects_per_word];
+      const unsigned shift = shift_of(n);
+      const std::uint64_t now = word.load(std::memory_order_relaxed);
+      word.store((now & ~(std::uint64_t{3} << shift)) | to << shift,
+                 std::memory_order_release);
+    }
+}
+
+// Changes -----------------------------------------------------------------------
+
+void ObjectMap::mark_exists(std::uint64_t first, std::uint64_t count) {
+  change(Kind::mark_exists, first, count);
+}
+
+void ObjectMap::mark_exists(std::span<const std::uint64_t> objects) {
+  std::vector<Range> ranges;
+  for (const std::uint64_t n : objects) {
+    check_range(n, 1);
+    add_needed(Kind::mark_exists, {n, n + 1}, ranges);
+  }
+  if (!ranges.empty()) submit(Kind::mark_exists, std::move(ranges));
+}
+
+void ObjectMap::begin_removal(std::uint64_t first, std::uint64_t count) {
+  change(Kind::begin_removal, first, count);
+}
+
+void ObjectMap::end_removal(std::uint64_t first, std::uint64_t count) {
+  change(Kind::end_removal, first, count);
+}
+
+void ObjectMap::check_range(std::uint64_t first, std::uint64_t count) const {
+  if (first > objects_ || count > objects_ - first)
+    throw Error(ERANGE, "object " + std::to_string(first + count - 1) +
+                            " is behind the end of object map " + oid_);
+}
+
+void ObjectMap::change(Kind kind, std::uint64_t first, std::uint64_t count) {
+  check_range(first, count);
+  std::vector<Range> ranges;
+  add_needed(kind, {first, first + count}, ranges);
+  if (!ranges.empty()) submit(kind, std::move(ranges));
+}
+
+void ObjectMap::submit(Kind kind, std::vector<Range> ranges) {
+  Request request{.kind = kind, .ranges = std::move(ranges), .error = {}};
+  std::unique_lock lock(mutex_);
+  if (error_) throw *error_;
+  queue_.push_back(&request);
+  while (!request.done) {
+    if (!led_) {
+      led_ = true;
+      lead(lock);
+      led_ = false;
+      // Whoever has queued in between leads the next batch.
+      changed_.notify_all();
+    } else {
+      changed_.wait(lock);
+    }
+  }
+  if (request.error) throw *request.error;
+}
+
+/// Carries out everything that is queued.  The lock is held on entry and on
+/// return.
+void ObjectMap::lead(std::unique_lock<std::mutex>& lock) {
+  std::vector<Request*> batch;
+  batch.swap(queue_);
+  std::optional<Error> error = error_;
+  if (!error) {
+    try {
+      std::vector<Range> removals = joined(batch, Kind::begin_removal);
+      std::vector<Range> ends = joined(batch, Kind::end_removal);
+      std::vector<Range> marks = joined(batch, Kind::mark_exists);
+      apply(Kind::begin_removal, removals);
+      lock.unlock();
+      int r = 0;
+      try {
+        r = send(removals, ends, marks);
+      } catch (...) {
+        lock.lock();
+        throw;
+      }
+      lock.lock();
+      check(r, "cannot update object map " + oid_);
+      apply(Kind::end_removal, ends);
+      apply(Kind::mark_exists, marks);
+    } catch (const Error& e) {
+      error = e;
+    } catch (const std::exception& e) {
+      error = Error(ENOMEM, "cannot update object map " + oid_ + ": " +
+                                e.what());
+    }
+    if (error) {
+      error_ = error;
+      failed_.store(true, std::memory_order_release);
+    }
+  }
+  for (Request* const request : batch) {
+    request->error = error;
+    request->done = true;
+  }
+}
+
+/// The ranges of all requests of a kind, ascending, each object once.
+std::vector<ObjectMap::Range> ObjectMap::joined(
+    std::span<Request* const> batch, Kind kind) {
+  std::vector<Range> all;
+  for (const Request* const request : batch)
+    if (request->kind == kind)
+      all.insert(all.end(), request->ranges.begin(), request->ranges.end());
+  std::sort(all.begin(), all.end(), [](const Range& a, const Range& b) {
+    return a.first < b.first;
+  });
+  std::size_t kept = 0;
+  for (const Range& r : all) {
+    if (kept != 0 && r.first <= all[kept - 1].end)
+      all[kept - 1].end = std::max(all[kept - 1].end, r.end);
+    else
+      all[kept++] = r;
+  }
+  all.resize(kept);
+  return all;
+}
+
+/// Adds the updates of ranges to operations, the last of which may have room
+/// left.  Two updates in one operation must not touch the same block; see
+/// encode_object_map_update.
+void ObjectMap::add_operations(
+    Kind kind, std::span<const Range> ranges,
+    std::vector<std::unique_ptr<Operation>>& out) const {
+  std::optional<ObjectState> current;
+  if (kind == Kind::begin_removal) current = ObjectState::exists;
+  if (kind == Kind::end_removal) current = ObjectState::pending;
+  // The first update of a kind begins an operation, so that the kinds are
+  // carried out one after the other.
+  std::uint64_t next_block = ~std::uint64_t{0};
+  for (const Range& whole : ranges)
+    for (std::uint64_t first = whole.first; first < whole.end;) {
+      const std::uint64_t end = std::min(
+          whole.end, (first / object_map_update_max + 1) *
+                         object_map_update_max);
+      const std::uint64_t block = first / object_map_block;
+      if (block < next_block || next_block == ~std::uint64_t{0} ||
+          out.back()->inputs.size() == Operation::max_updates) {
+        auto& op = *out.emplace_back(std::make_unique<Operation>());
+        op.inputs.reserve(Operation::max_updates);
+        op.op.exec(lock_class, lock_method_assert_locked, assert_locked_);
+      }
+      Operation& op = *out.back();
+      op.op.exec(rbd_class, object_map_method_update,
+                 op.inputs.emplace_back(encode_object_map_update(
+                     first, end, target(kind), current)));
+      next_block = (end - 1) / object_map_block + 1;
+      first = end;
+    }
+}
+
+/// Returns the first error, when all operations have ended.
+int ObjectMap::send(std::span<const Range> removals,
+                    std::span<const Range> ends,
+                    std::span<const Range> marks) {
+  std::vector<std::unique_ptr<Operation>> operations;
+  add_operations(Kind::begin_removal, removals, operations);
+  add_operations(Kind::end_removal, ends, operations);
+  add_operations(Kind::mark_exists, marks, operations);
+  for (const auto& o : operations) o->pending = store_.write(oid_, o->op, {});
+  int result = 0;
+  for (const auto& o : operations) {
+    const int r = o->pending->wait();
+    if (r < 0 && result == 0) result = r;
+  }
+  return result;
+}
+
+}  // namespace nbdrados

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// The object map of an image's head, in memory, while the image's exclusive
+// lock is held.
+//
+// Two rules hold at any time, whatever threads do:
+//
+//   1. Memory says `exists` only where the map in the pool says so.
+//   2. Memory and pool never say `nonexistent` of an object that exists, if
+//      whoever writes to an object calls mark_exists before, whoever removes
+//      one calls begin_removal before and end_removal after, and the two are
+//      kept apart for each object: from before mark_exists until the write is
+//      over there is no removal, and removals are one at a time
+//      (ObjectGuards).
+//
+// How.  All changes go through one queue.  One of the waiting threads, the
+// leader, takes everything that is queued as one batch; while that is under
+// way, the next batch collects (group commit).  The requests of a batch are
+// concurrent calls, so it may order them: begin_removal, then end_removal,
+// then mark_exists.  Operations on one object happen in the order of their
+// submission, so the map in the pool goes through exactly these changes, and
+// a batch begins when the one before it has been acknowledged.
+//
+//   window  map in the pool       memory
+//   0       as before             as before
+//   1       as before             begin_removal applied
+//   2       any part of the batch begin_removal applied
+//   3       all of the batch      begin_removal applied
+//   4       all of the batch      all of the batch
+//
+// Rule 1: what lowers `exists` (begin_removal) is applied to memory before it
+// is sent, what raises to it is applied after it was acknowledged, and in a
+// batch no lowering comes after a raise.  So a mark_exists that finds
+// `exists` in memory and sends nothing is right, and one that does not find
+// it is queued, and then comes after every change that was sent before it.
+// Rule 2: only end_removal makes `nonexistent`, and only of what is
+// `pending`.  A mark_exists before it in the order leaves nothing `pending`
+// for it, one after it raises the object again; both in the pool and, as the
+// same rule is applied in the same order, in memory.  A write that needed no
+// mark and is still under way is what the callers' guards are for.
+// A process killed in any window leaves in the pool, of a removal, `pending`
+// or what was there before; of a first write, at worst `exists` without an
+// object.  `rbd object-map check` is content with these.
+//
+// Failure.  A batch that fails leaves it open what the pool has.  All its
+// callers get the error, and so does every later call that would change
+// something.  state() says `exists` of all objects from then on: callers go
+// on to write without the map, so memory must not be believed.
+
+#ifndef NBDRADOS_IMAGE_OBJECT_MAP_HPP
+#define NBDRADOS_IMAGE_OBJECT_MAP_HPP
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "rados/error.hpp"
+#include "rados/object_store.hpp"
+#include "rbd/object_map.hpp"
+
+namespace nbdrados {
+
+/// Thread-safety: all members may be called by any thread.
+/// Lock: mutex_ guards the queue, the leadership and the error, and writes
+/// to words_; it is never held during I/O.
+class ObjectMap {
+ public:
+  /// Locks the map's object and loads it.  Only for who holds the image's
+  /// exclusive lock: a lock on the map that somebody else has is then a former
+  /// owner's, and is broken, as librbd does
+  /// (ceph: src/librbd/object_map/LockRequest.cc).
+  ///
+  /// `store` is where the header is, and must outlive the map; `objects` is
+  /// the number of objects that the image has; each operation may take
+  /// `limit`.  A map of more objects is fine (a shrinking was interrupted).
+  ///
+  /// Throws Error where there is no map that can be used, in particular
+  /// ENOENT (none), EINVAL (too small, or damaged) and EIO (its encoding).
+  /// The map is then not locked.
+  [[nodiscard]] static std::shared_ptr<ObjectMap> open(
+      ObjectStore& store, std::string image_id, std::uint64_t objects,
+      std::chrono::milliseconds limit);
+
+  /// Unlocks the map's object; no other call may be under way or follow.
+  /// That it was not locked (any more) is no error.  Throws Error.
+  /// The destructor does not unlock.
+  void close();
+
+  ObjectMap(const ObjectMap&) = delete;
+  ObjectMap& operator=(const ObjectMap&) = delete;
+
+  /// Objects in the map; not fewer than the image has.
+  [[nodiscard]] std::uint64_t objects() const noexcept { return objects_; }
+  /// Without a lock.  `exists` behind the end and after a failure.
+  [[nodiscard]] ObjectState state(std::uint64_t object_no) const noexcept;
+  [[nodiscard]] bool may_exist(std::uint64_t object_no) const noexcept {
+    return state(object_no) != ObjectState::nonexistent;
+  }
+
+  /// Before objects are written to: when it returns they are `exists` in the
+  /// pool.  No operation and no lock where they were already.  Throws Error;
+  /// ERANGE: an object is behind the end.
+  void mark_exists(std::uint64_t first, std::uint64_t count);
+  /// `objects` ascend.
+  void mark_exists(std::span<const std::uint64_t> objects);
+
+  /// Before objects are removed: those that exist or exist_clean become
+  /// `pending`; no operation where there is none.  Throws as mark_exists.
+  void begin_removal(std::uint64_t first, std::uint64_t count);
+  /// After objects were removed: those still `pending` become
+  /// `nonexistent`.  Throws as mark_exists.
+  void end_removal(std::uint64_t first, std::uint64_t count);
+
+ private:
+  enum class Kind : std::uint8_t { begin_removal, end_removal, mark_exists };
+  struct Range {
+    std::uint64_t first;
+    std::uint64_t end;
+  };
+  struct Request;
+  struct Operation;
+
+  ObjectMap(ObjectStore& store, std::string image_id, std::string oid,
+            const ObjectStates& states, std::chrono::milliseconds limit);
+
+  [[nodiscard]] ObjectState raw(std::uint64_t object_no) const noexcept;
+  /// Whether a change changes an object.
+  [[nodiscard]] bool concerns(Kind kind,
+                              std::uint64_t object_no) const noexcept;
+  [[nodiscard]] static ObjectState target(Kind kind) noexcept;
+  void add_needed(Kind kind, Range range, std::vector<Range>& out) const;
+  void apply(Kind kind, std::span<const Range> ranges) noexcept;
+  void check_range(std::uint64_t first, std::uint64_t count) const;
+  void change(Kind kind, std::uint64_t first, std::uint64_t count);
+  void submit(Kind kind, std::vector<Range> ranges);
+  void lead(std::unique_lock<std::mutex>& lock);
+  [[nodiscard]] static std::vector<Range> joined(
+      std::span<Request* const> batch, Kind kind);
+  void add_operations(Kind kind, std::span<const Range> ranges,
+                      std::vector<std::unique_ptr<Operation>>& out) const;
+  [[nodiscard]] int send(std::span<const Range> removals,
+                         std::span<const Range> ends,
+                         std::span<const Range> marks);
+
+  ObjectStore& store_;
+  const std::string image_id_;
+  const std::string oid_;
+  const std::string assert_locked_;  // input of that method
+  const std::uint64_t objects_;
+  const std::chrono::milliseconds limit_;
+  /// 32 objects each, the first one in the two highest bits.
+  std::vector<std::atomic<std::uint64_t>> words_;
+  std::atomic<bool> failed_{false};
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<Request*> queue_;  // guarded by mutex_
+  bool led_ = false;             // guarded by mutex_: a batch is under way
+  std::optional<Error> error_;   // guarded by mutex_
+};
+
+}  // namespace nbdrados
+
+#endif

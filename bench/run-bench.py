@@ -380,6 +380,12 @@ class Workload:
     block: int
     depth: int
     connections: int = 1
+    clone: bool = False  # of the image, without an object of its own
+
+    @property
+    def source(self):
+        """Which of the filled images it is for."""
+        return "clone" if self.clone else self.op
 
     @property
     def small(self):
@@ -393,6 +399,9 @@ WORKLOADS = [
              "read", "random", 4 * KIB, 32),
     Workload("read-4k-d32-c4", "4 KiB random read, depth 32, 4 connections",
              "read", "random", 4 * KIB, 32, 4),
+    Workload("clone-read-4k-d32",
+             "4 KiB random read through a clone's parent, depth 32",
+             "read", "random", 4 * KIB, 32, clone=True),
     Workload("write-4k-d1", "4 KiB random write, depth 1",
              "write", "random", 4 * KIB, 1),
     Workload("write-4k-d32", "4 KiB random write, depth 32",
@@ -426,6 +435,8 @@ TASKS = [
          ["plugin", "qemu-nbd", "rbd export"]),
     Task("nbdcopy-full", "nbdcopy of the full image to null:",
          ["plugin", "qemu-nbd", "rbd export"]),
+    Task("fill-new", "nbdcopy of a file of random data to a new image",
+         ["plugin", "qemu-nbd", "rbd import"]),
     Task("map-sparse", "nbdinfo --map of the sparse image",
          ["plugin", "qemu-nbd"]),
     Task("map-large", "nbdinfo --map of the large sparse image",
@@ -486,12 +497,15 @@ class Bench:
         self.cluster = Cluster(os.path.join(self.folder, "ceph"),
                                20 * GIB + 4 * size)
         ops = {w.op for w in WORKLOADS if self.selected(w.name)}
+        clones = any(w.clone and self.selected(w.name) for w in WORKLOADS)
         if self.selected("nbdcopy-full"):
             ops.add("read")
         for op in sorted(ops):
             for state in STATES:
                 say(f"filling the image for {op} workloads, {state}")
                 self.images[op, state] = self.make_filled(op, state)
+                if op == "read" and clones:
+                    self.images["clone", state] = self.make_clone(state)
         for task, name, image_size, writes in (
                 ("*-sparse", "sparse", 64 * GIB, 500),
                 ("map-large", "large", 1024 * GIB, 2000)):
@@ -524,6 +538,17 @@ class Bench:
         else:
             self.refill_half(image)
         return image
+
+    def make_clone(self, state):
+        """Reads through qemu-nbd and the plugin go to the parent; the raw
+        loop reads the parent itself."""
+        parent = self.images["read", state]
+        self.cluster.rbd("snap", "create", "--no-progress",
+                         f"{POOL}/{parent.name}@bench")
+        name = f"clone-{state}"
+        self.cluster.rbd("clone", "--rbd-default-clone-format", "2",
+                         f"{POOL}/{parent.name}@bench", f"{POOL}/{name}")
+        return Image(name, parent.size, parent.format, parent.prefix)
 
     def refill_half(self, image):
         """Every other 64 KiB of the image is there."""
@@ -656,12 +681,14 @@ class Bench:
         return result
 
     def load(self, workload, state, kind, **keywords):
-        image = self.images[workload.op, state]
+        image = self.images[workload.source, state]
         preload = keywords.get("environment")
         if not kind.nbd:
             return self.gated(self.load_arguments(workload, state, kind,
                                                   image, None), **keywords)
-        writable = workload.op == "write"
+        # Only who may write holds the lock and knows from the object map that
+        # a clone has no objects, as librbd does.
+        writable = workload.op == "write" or workload.clone
         keywords.pop("environment", None)
         with RunningServer(self, kind.name, image, writable,
                            preload) as server:
@@ -708,6 +735,9 @@ class Bench:
                 self.run_task(task, number)
 
     def run_task(self, task, number):
+        if task.name == "fill-new":
+            self.run_fill(task, number)
+            return
         name = task.name.partition("-")[2]
         image = self.images.get(("read", "full") if name == "full" else name)
         if image is None:
@@ -732,12 +762,48 @@ class Bench:
             say("round %d: %s, %s: %.3f s" % (number + 1, task.name, kind,
                                               result["seconds"]))
 
+    def run_fill(self, task, number):
+        """Every server fills an image of its own that was just made."""
+        size = self.options.image_size // 2
+        source = os.path.join(self.folder, "random")
+        if not os.path.exists(source):
+            with open(source, "wb") as file:
+                for _ in range(size // MIB):
+                    file.write(os.urandom(MIB))
+        kinds = [k for k in task.kinds if k == "rbd import" or any(
+            s.name.startswith(k) for s in self.servers)]
+        turn = number % len(kinds)
+        for kind in kinds[turn:] + kinds[:turn]:
+            if kind != "rbd import":
+                image = create_image(self.cluster, "fill", size, 2)
+            osd = self.cluster.settle()
+            if kind == "rbd import":
+                result = self.timed_rbd("import", source, f"{POOL}/fill")
+            else:
+                server = "plugin" if kind == "plugin" else "qemu-nbd-best"
+                with RunningServer(self, server, image, True) as running:
+                    before = cpu_ns(running.pid)
+                    start = time.monotonic()
+                    command_output(["nbdcopy", "--flush", source,
+                                    running.uri], timeout=COPY_TIMEOUT)
+                    result = {"seconds": time.monotonic() - start}
+                    result["server_cpu_s"] = (cpu_ns(running.pid)
+                                              - before) / 1e9
+            result["osd_cpu_s"] = (self.cluster.settle() - osd) / 1e9
+            self.cluster.rbd("rm", "--no-progress", f"{POOL}/fill")
+            self.tasks.setdefault((task.name, kind), []).append(result)
+            say("round %d: %s, %s: %.3f s" % (number + 1, task.name, kind,
+                                              result["seconds"]))
+
     def timed_export(self, image):
+        return self.timed_rbd("export", f"{POOL}/{image.name}", "-")
+
+    def timed_rbd(self, command, *arguments):
         start = time.monotonic()
         with open(os.devnull, "wb") as null:
             process = subprocess.Popen(
-                ["rbd", "-c", self.cluster.conf, "export", "--no-progress",
-                 f"{POOL}/{image.name}", "-"], stdout=null,
+                ["rbd", "-c", self.cluster.conf, command, "--no-progress",
+                 *arguments], stdout=null,
                 stderr=subprocess.PIPE, preexec_fn=die_with_parent)
             with Watchdog(process, COPY_TIMEOUT):
                 error = process.stderr.read()
@@ -745,7 +811,7 @@ class Bench:
                 process.returncode = os.waitstatus_to_exitcode(status)
             process.stderr.close()
         if process.returncode != 0:
-            raise BenchError("rbd export: " + error.decode(errors="replace"))
+            raise BenchError(f"rbd {command}: " + error.decode(errors="replace"))
         return {"seconds": time.monotonic() - start,
                 "server_cpu_s": usage.ru_utime + usage.ru_stime}
 
@@ -810,10 +876,11 @@ class Bench:
             return
         workload = next(w for w in WORKLOADS if w.name == workload_name)
         data = os.path.join(self.folder, "perf.data")
-        image = self.images[workload.op, "full"]
+        image = self.images[workload.source, "full"]
         kind = next(s for s in ALL_SERVERS if s.name == "plugin")
         with RunningServer(self, "plugin", image,
-                           workload.op == "write") as server:
+                           workload.op == "write"
+                           or workload.clone) as server:
             perf = []
 
             def switch():
@@ -1023,6 +1090,18 @@ class Report:
             add(f"{label}: context switches of the server per operation",
                 1.2, self.value(name, "full", "plugin", "switches_per_op"),
                 False, name)
+        for state, label in (("half", "as served"), ("full", "at its best")):
+            add("4 KiB random read through a parent, depth 32: IOPS, "
+                f"qemu-nbd {label}", 1.3,
+                self.against_qemu("clone-read-4k-d32", state, speed), True,
+                "clone-read-4k-d32")
+        for other in ("qemu-nbd", "rbd import"):
+            key = ("fill-new", other), ("fill-new", "plugin")
+            add(f"filling a new image: times faster than {other}", 1,
+                ratio(median(self.bench.tasks[key[0]], "seconds"),
+                      median(self.bench.tasks[key[1]], "seconds"))
+                if all(k in self.bench.tasks for k in key) else None,
+                True, None)
         copies = self.bench.tasks
         key = ("nbdcopy-sparse", "qemu-nbd"), ("nbdcopy-sparse", "plugin")
         faster = None
@@ -1166,8 +1245,9 @@ class Report:
             yield "## Copying and mapping"
             yield ""
             yield ("Medians of seconds, with a fresh server each time; ÷ "
-                   "qemu-nbd below 1 is faster.  `rbd export` is shown for "
-                   "information; its CPU is its own.")
+                   "qemu-nbd below 1 is faster.  `rbd export` and `rbd "
+                   "import` are shown for comparison; their CPU is their "
+                   "own.")
             yield ""
             yield from self.task_lines()
         if bench.profiles:
@@ -1216,7 +1296,7 @@ def parse_options():
     parser.add_argument("--read-format", type=int, choices=(1, 2), default=2,
                         help="for reads, maps and copies, default 2")
     parser.add_argument("--write-format", type=int, choices=(1, 2),
-                        default=1, help="for writes, default 1")
+                        default=2, help="for writes, default 2")
     parser.add_argument("--image-size", type=parse_size, metavar="SIZE",
                         help="of the filled images, default 1G")
     parser.add_argument("--threads", type=int, default=32, metavar="N",

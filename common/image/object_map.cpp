@@ -262,10 +262,11 @@ void ObjectMap::lead(std::unique_lock<std::mutex>& lock) {
   std::optional<Error> error = error_;
   if (!error) {
     try {
-      std::vector<Range> removals = joined(batch, Kind::begin_removal);
-      std::vector<Range> ends = joined(batch, Kind::end_removal);
-      std::vector<Range> marks = joined(batch, Kind::mark_exists);
+      const std::vector<Range> removals = joined(batch, Kind::begin_removal);
+      // First of all: what joins the others looks at memory.
       apply(Kind::begin_removal, removals);
+      const std::vector<Range> ends = joined(batch, Kind::end_removal);
+      const std::vector<Range> marks = joined(batch, Kind::mark_exists);
       lock.unlock();
       int r = 0;
       try {
@@ -295,9 +296,12 @@ void ObjectMap::lead(std::unique_lock<std::mutex>& lock) {
   }
 }
 
-/// The ranges of all requests of a kind, ascending, each object once.
+/// The ranges of all requests of a kind, ascending, each object once.  Where
+/// the change would change nothing between two ranges of the same block, they
+/// become one: each range of a block costs an operation of its own.
+/// The caller holds mutex_.
 std::vector<ObjectMap::Range> ObjectMap::joined(
-    std::span<Request* const> batch, Kind kind) {
+    std::span<Request* const> batch, Kind kind) const {
   std::vector<Range> all;
   for (const Request* const request : batch)
     if (request->kind == kind)
@@ -305,9 +309,16 @@ std::vector<ObjectMap::Range> ObjectMap::joined(
   std::sort(all.begin(), all.end(), [](const Range& a, const Range& b) {
     return a.first < b.first;
   });
+  const auto idle = [&](std::uint64_t first, std::uint64_t end) {
+    if ((first - 1) / object_map_block != end / object_map_block) return false;
+    for (; first < end; ++first)
+      if (concerns(kind, first)) return false;
+    return true;
+  };
   std::size_t kept = 0;
   for (const Range& r : all) {
-    if (kept != 0 && r.first <= all[kept - 1].end)
+    if (kept != 0 && (r.first <= all[kept - 1].end ||
+                      idle(all[kept - 1].end, r.first)))
       all[kept - 1].end = std::max(all[kept - 1].end, r.end);
     else
       all[kept++] = r;

@@ -142,8 +142,8 @@ class ObjectMap {
   void change(Kind kind, std::uint64_t first, std::uint64_t count);
   void submit(Kind kind, std::vector<Range> ranges);
   void lead(std::unique_lock<std::mutex>& lock);
-  [[nodiscard]] static std::vector<Range> joined(
-      std::span<Request* const> batch, Kind kind);
+  [[nodiscard]] std::vector<Range> joined(std::span<Request* const> batch,
+                                          Kind kind) const;
   void add_operations(Kind kind, std::span<const Range> ranges,
                       std::vector<std::unique_ptr<Operation>>& out) const;
   [[nodiscard]] int send(std::span<const Range> removals,

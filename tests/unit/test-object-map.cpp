@@ -1,0 +1,812 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// The object map in memory, on a store in memory with a model of the object
+// classes `lock` and `rbd` as far as maps use them
+// (ceph: src/cls/lock/cls_lock.cc, src/cls/rbd/cls_rbd.cc).
+
+#include <cppunit/extensions/HelperMacros.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cerrno>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <latch>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <random>
+#include <set>
+#include <span>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "image/object_map.hpp"
+#include "rados/error.hpp"
+#include "rados/fault_store.hpp"
+#include "rados/memory_store.hpp"
+#include "rbd/cls_lock.hpp"
+#include "rbd/encoding.hpp"
+#include "rbd/format2.hpp"
+
+using namespace nbdrados;
+using namespace std::chrono_literals;
+
+namespace {
+
+using Kind = FaultStore::Kind;
+using State = ObjectState;
+
+const std::string id = "10ab";
+const std::string oid = "rbd_object_map.10ab";
+constexpr std::chrono::milliseconds limit = 10s;
+
+/// An update as it went to the object.
+struct Update {
+  std::uint64_t first = 0;
+  std::uint64_t end = 0;
+  State state = State::nonexistent;
+  std::optional<State> current;
+  bool operator==(const Update&) const = default;
+};
+
+Update decode_update(std::string_view input) {
+  Decoder in(input, "object_map_update");
+  Update update;
+  update.first = in.u64("first");
+  update.end = in.u64("end");
+  update.state = static_cast<State>(in.u8("state"));
+  if (in.u8("presence") != 0)
+    update.current = static_cast<State>(in.u8("current"));
+  in.expect_end();
+  return update;
+}
+
+/// MemoryStore that also looks at what is written to the map: each operation
+/// with updates begins with assert_locked, and no two of its updates touch
+/// the same block of the map, as an OSD would lose the first of them.
+class MapStore : public MemoryStore {
+ public:
+  MapStore() {
+    on_exec("lock", "lock", [this](auto& object, auto in, auto&) {
+      const std::string cookie = lock_input(in, true);
+      CPPUNIT_ASSERT_EQUAL(std::string(), cookie);
+      if (holder == self) return -EEXIST;
+      if (!holder.empty()) return -EBUSY;
+      if (!object) object.emplace();
+      holder = self;
+      return 0;
+    });
+    on_exec("lock", "unlock", [this](auto& object, auto in, auto&) {
+      CPPUNIT_ASSERT_EQUAL(std::string(), lock_input(in, false));
+      if (!object || holder != self) return -ENOENT;
+      holder.clear();
+      return 0;
+    });
+    on_exec("lock", "break_lock", [this](auto& object, auto in, auto&) {
+      Decoder outer(in, "break_lock");
+      Decoder op = outer.frame(1, "input");
+      CPPUNIT_ASSERT_EQUAL(std::string("rbd_lock"), op.string("name"));
+      CPPUNIT_ASSERT_EQUAL(unsigned{entity_client}, unsigned{op.u8("type")});
+      const std::string who = "client." + std::to_string(op.i64("number"));
+      if (!object || holder != who) return -ENOENT;
+      ++broken;
+      holder.clear();
+      if (!next_holder.empty()) holder = next_holder;
+      return 0;
+    });
+    on_exec("lock", "get_info", [this](auto& object, auto, auto& out) {
+      if (!object) return -ENOENT;
+      out = lock_info();
+      return 0;
+    });
+    on_exec("lock", "assert_locked", [this](auto& object, auto in, auto&) {
+      CPPUNIT_ASSERT(encode_assert_locked("rbd_lock", LockType::exclusive, "",
+                                          "") == in);
+      if (!object) return -ENOENT;
+      return holder == self ? 0 : -EBUSY;
+    });
+    on_exec("rbd", "object_map_load", [](auto& object, auto, auto& out) {
+      if (!object || object->data.size() == 0) return -ENOENT;
+      try {
+        out = encode_object_map(decode_object_map(object->data.bytes()),
+                                ObjectMapFooter::empty);
+      } catch (const Error&) {
+        return -EINVAL;
+      }
+      return 0;
+    });
+    on_exec("rbd", "object_map_update", [](auto& object, auto in, auto&) {
+      if (!object) return -ENOENT;
+      ObjectStates map = decode_object_map(object->data.bytes());
+      const Update update = decode_update(in);
+      if (update.first >= update.end || update.end > map.size())
+        return -ERANGE;
+      for (std::uint64_t i = update.first; i < update.end; ++i)
+        if (!update.current || map[i] == *update.current ||
+            (update.current == State::exists &&
+             map[i] == State::exists_clean))
+          map.set(i, update.state);
+      object = map_object(map);
+      return 0;
+    });
+  }
+
+  [[nodiscard]] std::unique_ptr<Pending> write(
+      const std::string& name, const WriteOp& op,
+      const SnapContext& snapc) override {
+    std::vector<Update> updates;
+    std::set<std::uint64_t> blocks;
+    for (const WriteOp::Step& step : op.steps()) {
+      if (step.method != "object_map_update") continue;
+      CPPUNIT_ASSERT_EQUAL(oid, name);
+      CPPUNIT_ASSERT(op.steps()[0].method == "assert_locked");
+      CPPUNIT_ASSERT(snapc == SnapContext{});
+      updates.push_back(decode_update(step.value));
+      const Update& u = updates.back();
+      CPPUNIT_ASSERT(u.end - u.first <= object_map_update_max);
+      for (std::uint64_t b = u.first / 16384; b <= (u.end - 1) / 16384; ++b)
+        CPPUNIT_ASSERT_MESSAGE("a block is updated twice in one operation",
+                               blocks.insert(b).second);
+    }
+    if (!updates.empty()) {
+      const std::scoped_lock lock(log_mutex_);
+      log_.push_back(std::move(updates));
+    }
+    return MemoryStore::write(name, op, snapc);
+  }
+
+  static MemoryObject map_object(const ObjectStates& map) {
+    MemoryObject object;
+    object.data.write(0, encode_object_map(map, ObjectMapFooter::checksums));
+    return object;
+  }
+  void put_map(const ObjectStates& map) { put(oid, map_object(map)); }
+  /// What the pool has.
+  ObjectStates map() { return decode_object_map(find(oid)->data.bytes()); }
+  /// The operations that reached the object since the last call, each with
+  /// its updates.
+  std::vector<std::vector<Update>> take_log() {
+    const std::scoped_lock lock(log_mutex_);
+    return std::exchange(log_, {});
+  }
+
+  // Change these when nothing is under way.
+  const std::string self = "client.4100";
+  std::string holder;       // of the map's lock
+  std::string next_holder;  // who takes it as soon as it was broken
+  int broken = 0;
+
+ private:
+  static std::string lock_input(std::string_view in, bool exclusive) {
+    Decoder outer(in, "lock");
+    Decoder op = outer.frame(1, "input");
+    CPPUNIT_ASSERT_EQUAL(std::string("rbd_lock"), op.string("name"));
+    if (exclusive) CPPUNIT_ASSERT_EQUAL(1U, unsigned{op.u8("type")});
+    return op.string("cookie");
+  }
+  std::string lock_info() const {
+    Encoder out;
+    out.frame(1, 1, [&] {
+      out.u32(holder.empty() ? 0 : 1);
+      if (!holder.empty()) {
+        out.frame(1, 1, [&] {
+          out.u8(entity_client).i64(std::stoll(holder.substr(7))).string("");
+        });
+        out.frame(1, 1, [&] {
+          out.u32(0).u32(0);
+          out.u8(1).frame(1, 1, [&] { out.u32(0).u32(0).u32(0); });
+          out.string("");
+        });
+      }
+      out.u8(1).string("");
+    });
+    return out.take();
+  }
+
+  std::mutex log_mutex_;
+  std::vector<std::vector<Update>> log_;
+};
+
+/// MapStore below a FaultStore, and threads that end before these do.
+struct Pool {
+  MapStore base;
+  FaultStore store{base};
+  std::vector<std::jthread> threads;
+
+  explicit Pool(std::uint64_t objects, State state = State::nonexistent) {
+    base.put_map(ObjectStates(objects, state));
+  }
+  ~Pool() {
+    threads.clear();
+    const std::vector<std::string> problems = store.problems();
+    for (const std::string& problem : problems)
+      std::fprintf(stderr, "%s\n", problem.c_str());
+    if (!problems.empty()) std::abort();
+  }
+  std::shared_ptr<ObjectMap> open() {
+    std::shared_ptr<ObjectMap> map =
+        ObjectMap::open(store, id, base.map().size(), limit);
+    base.take_log();
+    store.clear_log();
+    return map;
+  }
+  void start(std::function<void()> run) {
+    threads.emplace_back(std::move(run));
+  }
+  void join() { threads.clear(); }
+  void hold_writes() {
+    store.inject({.kind = Kind::write,
+                  .oid = oid,
+                  .times = FaultStore::always,
+                  .held = true});
+  }
+  void release() {
+    store.clear_faults();
+    store.release();
+  }
+};
+
+void refused(const std::function<void()>& call, int code) {
+  try {
+    call();
+  } catch (const Error& e) {
+    CPPUNIT_ASSERT_EQUAL_MESSAGE(e.what(), code, e.code());
+    CPPUNIT_ASSERT_MESSAGE(e.what(), std::string_view(e.what()).find(id) !=
+                                         std::string_view::npos);
+    return;
+  }
+  CPPUNIT_FAIL("not refused: " + std::to_string(code));
+}
+
+/// As "0EPC...", the pool's and the memory's, which must agree.
+std::string both(Pool& pool, const ObjectMap& map) {
+  const ObjectStates stored = pool.base.map();
+  std::string out;
+  for (std::uint64_t i = 0; i < stored.size(); ++i) {
+    CPPUNIT_ASSERT(stored[i] == map.state(i));
+    out += "0EPC"[static_cast<unsigned>(stored[i])];
+  }
+  return out;
+}
+
+ObjectStates parse(std::string_view text) {
+  ObjectStates map(text.size());
+  for (std::size_t i = 0; i < text.size(); ++i)
+    map.set(i, static_cast<State>(std::string_view("0EPC").find(text[i])));
+  return map;
+}
+
+class ObjectMapTest : public CppUnit::TestFixture {
+  CPPUNIT_TEST_SUITE(ObjectMapTest);
+  CPPUNIT_TEST(open_and_close);
+  CPPUNIT_TEST(locked_by_others);
+  CPPUNIT_TEST(not_opened);
+  CPPUNIT_TEST(large);
+  CPPUNIT_TEST(marks);
+  CPPUNIT_TEST(removals);
+  CPPUNIT_TEST(behind_the_end);
+  CPPUNIT_TEST(one_range_of_many_states);
+  CPPUNIT_TEST(blocks);
+  CPPUNIT_TEST(word_limits);
+  CPPUNIT_TEST(memory_follows_a_mark);
+  CPPUNIT_TEST(memory_precedes_a_removal);
+  CPPUNIT_TEST(mark_meets_removal);
+  CPPUNIT_TEST(group_commit);
+  CPPUNIT_TEST(kinds_in_one_batch);
+  CPPUNIT_TEST(failure);
+  CPPUNIT_TEST(failure_of_a_batch);
+  CPPUNIT_TEST(lost_lock);
+  CPPUNIT_TEST(many_threads);
+  CPPUNIT_TEST_SUITE_END();
+
+ public:
+  void open_and_close() {
+    Pool pool(0);
+    const std::string states = "0EPC00EEPPCC0E";
+    pool.base.put_map(parse(states));
+    const auto map = ObjectMap::open(pool.store, id, 13, limit);
+    CPPUNIT_ASSERT_EQUAL(pool.base.self, pool.base.holder);
+    CPPUNIT_ASSERT_EQUAL(std::uint64_t{14}, map->objects());
+    CPPUNIT_ASSERT_EQUAL(states, both(pool, *map));
+    CPPUNIT_ASSERT(!map->may_exist(0) && map->may_exist(1) &&
+                   map->may_exist(2) && map->may_exist(3));
+    CPPUNIT_ASSERT(map->state(14) == State::exists);
+    CPPUNIT_ASSERT(map->state(~std::uint64_t{0}) == State::exists);
+    map->close();
+    CPPUNIT_ASSERT_EQUAL(std::string(), pool.base.holder);
+    map->close();  // not locked: no error
+
+    pool.store.inject({.oid = oid, .error = ESHUTDOWN});
+    refused([&] { map->close(); }, ESHUTDOWN);
+  }
+
+  void locked_by_others() {
+    Pool pool(3);
+    pool.base.holder = "client.7";
+    auto map = pool.open();
+    CPPUNIT_ASSERT_EQUAL(1, pool.base.broken);
+    CPPUNIT_ASSERT_EQUAL(pool.base.self, pool.base.holder);
+    // Ours already: the answer to the first attempt was lost.
+    map = pool.open();
+    CPPUNIT_ASSERT_EQUAL(1, pool.base.broken);
+    CPPUNIT_ASSERT_EQUAL(pool.base.self, pool.base.holder);
+    // Somebody takes it again and again.
+    pool.base.holder = "client.7";
+    pool.base.next_holder = "client.7";
+    refused([&] { (void)pool.open(); }, EBUSY);
+    CPPUNIT_ASSERT_EQUAL(std::string("client.7"), pool.base.holder);
+  }
+
+  void not_opened() {
+    Pool pool(10);
+    const auto open = [&](std::uint64_t objects) {
+      (void)ObjectMap::open(pool.store, id, objects, limit);
+    };
+    refused([&] { open(11); }, EINVAL);
+    CPPUNIT_ASSERT_EQUAL(std::string(), pool.base.holder);
+    open(10);
+    pool.base.holder.clear();
+
+    MemoryObject damaged;
+    damaged.data.write(0, "not a map at all");
+    pool.base.put(oid, damaged);
+    refused([&] { open(1); }, EINVAL);
+    CPPUNIT_ASSERT_EQUAL(std::string(), pool.base.holder);
+
+    pool.base.put(oid, MemoryObject{});
+    refused([&] { open(1); }, ENOENT);
+    CPPUNIT_ASSERT_EQUAL(std::string(), pool.base.holder);
+
+    // A lock must not make an object.
+    pool.base.put(oid, std::nullopt);
+    refused([&] { open(1); }, ENOENT);
+    CPPUNIT_ASSERT(!pool.base.find(oid));
+
+    // An error of any of its operations.
+    pool.base.put_map(ObjectStates(10));
+    for (std::uint64_t n = 0; n < 5; ++n) {
+      pool.base.holder = "client.7";
+      pool.store.inject({.oid = oid, .skip = n, .error = EIO});
+      refused([&] { open(10); }, EIO);
+      CPPUNIT_ASSERT(pool.base.holder != pool.base.self);
+      CPPUNIT_ASSERT_EQUAL(n + 1, pool.store.hits());
+    }
+    // A reply that makes no sense.
+    pool.base.on_exec("rbd", "object_map_load", [](auto&, auto, auto& out) {
+      out = "nonsense";
+      return 0;
+    });
+    try {
+      open(10);
+      CPPUNIT_FAIL("opened");
+    } catch (const Error& e) {
+      CPPUNIT_ASSERT_EQUAL(EIO, e.code());
+    }
+    CPPUNIT_ASSERT_EQUAL(std::string(), pool.base.holder);
+  }
+
+  // An image of 16 TiB.
+  void large() {
+    constexpr std::uint64_t objects = std::uint64_t{1} << 22;
+    Pool pool(objects, State::exists_clean);
+    const auto map = pool.open();
+    CPPUNIT_ASSERT(map->state(objects - 1) == State::exists_clean);
+    map->mark_exists(objects - 1, 1);
+    CPPUNIT_ASSERT(map->state(objects - 1) == State::exists);
+    CPPUNIT_ASSERT(pool.base.map()[objects - 1] == State::exists);
+    CPPUNIT_ASSERT(pool.base.map()[objects - 2] == State::exists_clean);
+  }
+
+  void marks() {
+    Pool pool(0);
+    pool.base.put_map(parse("0EPC0"));
+    const auto map = pool.open();
+    map->mark_exists(1, 1);
+    map->mark_exists(0, 0);
+    map->mark_exists(std::span<const std::uint64_t>());
+    CPPUNIT_ASSERT_EQUAL(std::size_t{0}, pool.store.log().size());
+    map->mark_exists(3, 1);
+    CPPUNIT_ASSERT_EQUAL(std::string("0EPE0"), both(pool, *map));
+    map->mark_exists(0, 4);
+    CPPUNIT_ASSERT_EQUAL(std::string("EEEE0"), both(pool, *map));
+    CPPUNIT_ASSERT_EQUAL(std::size_t{2}, pool.store.log().size());
+    map->mark_exists(0, 4);
+    CPPUNIT_ASSERT_EQUAL(std::size_t{2}, pool.store.log().size());
+    const std::array<std::uint64_t, 3> some{0, 3, 4};
+    map->mark_exists(some);
+    CPPUNIT_ASSERT_EQUAL(std::string("EEEEE"), both(pool, *map));
+    CPPUNIT_ASSERT_EQUAL(std::size_t{3}, pool.store.log().size());
+  }
+
+  void removals() {
+    Pool pool(0);
+    pool.base.put_map(parse("0EPC0EC"));
+    const auto map = pool.open();
+    map->begin_removal(0, 1);
+    map->begin_removal(2, 1);
+    map->end_removal(0, 2);
+    map->end_removal(3, 4);
+    CPPUNIT_ASSERT_EQUAL(std::size_t{0}, pool.store.log().size());
+    map->begin_removal(0, 5);
+    CPPUNIT_ASSERT_EQUAL(std::string("0PPP0EC"), both(pool, *map));
+    map->mark_exists(1, 1);
+    map->end_removal(0, 7);
+    CPPUNIT_ASSERT_EQUAL(std::string("0E000EC"), both(pool, *map));
+    CPPUNIT_ASSERT_EQUAL(std::size_t{3}, pool.store.log().size());
+    map->begin_removal(0, 7);
+    map->end_removal(0, 7);
+    CPPUNIT_ASSERT_EQUAL(std::string("0000000"), both(pool, *map));
+    map->end_removal(0, 7);
+    map->begin_removal(0, 7);
+    CPPUNIT_ASSERT_EQUAL(std::size_t{5}, pool.store.log().size());
+  }
+
+  void behind_the_end() {
+    Pool pool(10);
+    const auto map = pool.open();
+    constexpr std::uint64_t top = ~std::uint64_t{0};
+    for (const auto& [first, count] :
+         std::vector<std::pair<std::uint64_t, std::uint64_t>>{
+             {0, 11}, {10, 1}, {9, 2}, {1, top}, {top, 1}, {top, top}}) {
+      refused([&] { map->mark_exists(first, count); }, ERANGE);
+      refused([&] { map->begin_removal(first, count); }, ERANGE);
+      refused([&] { map->end_removal(first, count); }, ERANGE);
+    }
+    const std::array<std::uint64_t, 2> some{0, 10};
+    refused([&] { map->mark_exists(some); }, ERANGE);
+    map->mark_exists(10, 0);
+    CPPUNIT_ASSERT_EQUAL(std::size_t{0}, pool.store.log().size());
+    map->mark_exists(9, 1);
+    CPPUNIT_ASSERT_EQUAL(std::string("000000000E"), both(pool, *map));
+  }
+
+  // However the states alternate in a range: one update.
+  void one_range_of_many_states() {
+    std::string mixed;
+    for (int i = 0; i < 500; ++i) mixed += "0EPC0E"[i * 7 % 6];
+    Pool pool(0);
+    pool.base.put_map(parse(mixed));
+    const auto map = pool.open();
+    map->begin_removal(10, 480);
+    std::string want = mixed;
+    for (std::size_t i = 10; i < 490; ++i)
+      if (want[i] != '0') want[i] = 'P';
+    CPPUNIT_ASSERT_EQUAL(want, both(pool, *map));
+    map->end_removal(10, 480);
+    for (std::size_t i = 10; i < 490; ++i) want[i] = '0';
+    CPPUNIT_ASSERT_EQUAL(want, both(pool, *map));
+    std::vector<std::uint64_t> odd;
+    for (std::uint64_t i = 101; i < 200; i += 2) odd.push_back(i);
+    map->mark_exists(100, 1);
+    for (std::uint64_t i = 102; i < 200; i += 2) map->mark_exists(i, 1);
+    pool.base.take_log();
+    map->mark_exists(odd);
+    for (std::size_t i = 100; i < 200; ++i) want[i] = 'E';
+    CPPUNIT_ASSERT_EQUAL(want, both(pool, *map));
+    CPPUNIT_ASSERT_EQUAL(std::size_t{1}, pool.base.take_log().size());
+
+    // What lies in between and is not `exists` stays what it is.
+    const std::array<std::uint64_t, 2> apart{300, 302};
+    map->mark_exists(apart);
+    want[300] = want[302] = 'E';
+    CPPUNIT_ASSERT_EQUAL(want, both(pool, *map));
+  }
+
+  // As many updates in an operation as may be, and no more (MapStore).
+  void blocks() {
+    constexpr std::uint64_t block = object_map_block;
+    Pool pool(40 * block);
+    const auto map = pool.open();
+    std::vector<std::uint64_t> objects;
+    for (std::uint64_t b = 0; b < 14; ++b) objects.push_back(b * block + b);
+    map->mark_exists(objects);
+    CPPUNIT_ASSERT_EQUAL(std::size_t{2}, pool.base.take_log().size());
+    objects.clear();
+    for (std::uint64_t b = 0; b < 3; ++b)
+      for (std::uint64_t i = 0; i < 3; ++i)
+        objects.push_back(b * block + 100 + 2 * i);
+    map->mark_exists(objects);
+    CPPUNIT_ASSERT(pool.base.take_log().size() <= 9);
+    // More than one update may change.
+    map->mark_exists(block - 2, 39 * block);
+    std::uint64_t next = block - 2;
+    for (const auto& operation : pool.base.take_log())
+      for (const Update& update : operation) {
+        CPPUNIT_ASSERT_EQUAL(next, update.first);
+        next = update.end;
+      }
+    CPPUNIT_ASSERT_EQUAL(40 * block - 2, next);
+    const ObjectStates stored = pool.base.map();
+    for (std::uint64_t i = 0; i < stored.size(); ++i)
+      CPPUNIT_ASSERT(stored[i] == map->state(i));
+    CPPUNIT_ASSERT(stored[13 * block + 13] == State::exists &&
+                   stored[104] == State::exists &&
+                   stored[103] == State::nonexistent &&
+                   stored[40 * block - 3] == State::exists &&
+                   stored[40 * block - 2] == State::nonexistent);
+  }
+
+  // Each range of three words of objects, in memory as in the pool.
+  void word_limits() {
+    constexpr std::uint64_t objects = 70;
+    Pool pool(0);
+    std::string states;
+    for (std::uint64_t i = 0; i < objects; ++i) states += "0EPC"[i * 5 / 3 % 4];
+    for (std::uint64_t first = 0; first < objects; first += 3)
+      for (std::uint64_t end = first + 1; end <= objects; ++end) {
+        pool.base.put_map(parse(states));
+        const auto map = pool.open();
+        std::string want = states;
+        const auto change = [&](std::string_view from, char to) {
+          for (std::uint64_t i = first; i < end; ++i)
+            if (from.find(want[i]) != std::string_view::npos) want[i] = to;
+        };
+        map->begin_removal(first, end - first);
+        change("EC", 'P');
+        CPPUNIT_ASSERT_EQUAL(want, both(pool, *map));
+        map->end_removal(first, end - first);
+        change("P", '0');
+        CPPUNIT_ASSERT_EQUAL(want, both(pool, *map));
+        map->mark_exists(first, end - first);
+        change("0PC", 'E');
+        CPPUNIT_ASSERT_EQUAL(want, both(pool, *map));
+      }
+  }
+
+  void memory_follows_a_mark() {
+    Pool pool(4);
+    const auto map = pool.open();
+    pool.hold_writes();
+    std::atomic<bool> ended = false;
+    pool.start([&] {
+      map->mark_exists(1, 2);
+      ended = true;
+    });
+    CPPUNIT_ASSERT(pool.store.wait_until_held(1));
+    CPPUNIT_ASSERT(map->state(1) == State::nonexistent);
+    CPPUNIT_ASSERT(!ended);
+    pool.release();
+    pool.join();
+    CPPUNIT_ASSERT(ended);
+    CPPUNIT_ASSERT_EQUAL(std::string("0EE0"), both(pool, *map));
+
+    // The same for the end of a removal.
+    map->begin_removal(1, 2);
+    pool.hold_writes();
+    pool.start([&] { map->end_removal(1, 2); });
+    CPPUNIT_ASSERT(pool.store.wait_until_held(1));
+    CPPUNIT_ASSERT(map->state(1) == State::pending);
+    pool.release();
+    pool.join();
+    CPPUNIT_ASSERT_EQUAL(std::string("0000"), both(pool, *map));
+  }
+
+  void memory_precedes_a_removal() {
+    Pool pool(4, State::exists);
+    const auto map = pool.open();
+    pool.hold_writes();
+    pool.start([&] { map->begin_removal(1, 2); });
+    CPPUNIT_ASSERT(pool.store.wait_until_held(1));
+    CPPUNIT_ASSERT(map->state(1) == State::pending);
+    CPPUNIT_ASSERT(map->state(0) == State::exists);
+    CPPUNIT_ASSERT(pool.base.map()[1] == State::exists);
+    map->mark_exists(0, 1);  // is not kept waiting
+    pool.release();
+    pool.join();
+    CPPUNIT_ASSERT_EQUAL(std::string("EPPE"), both(pool, *map));
+  }
+
+  // A mark that comes while a removal begins is not lost by its end.
+  void mark_meets_removal() {
+    Pool pool(1, State::exists);
+    const auto map = pool.open();
+    pool.hold_writes();
+    std::atomic<bool> begun = false;
+    std::atomic<bool> marked = false;
+    pool.start([&] {
+      map->begin_removal(0, 1);
+      begun = true;
+    });
+    CPPUNIT_ASSERT(pool.store.wait_until_held(1));
+    pool.start([&] {
+      map->mark_exists(0, 1);
+      marked = true;
+    });
+    std::this_thread::sleep_for(20ms);
+    CPPUNIT_ASSERT_EQUAL(std::size_t{1}, pool.store.held());
+    CPPUNIT_ASSERT(!begun && !marked);
+    pool.store.release();
+    CPPUNIT_ASSERT(pool.store.wait_until_held(1));  // the mark
+    CPPUNIT_ASSERT(!marked);
+    CPPUNIT_ASSERT(map->state(0) == State::pending);
+    pool.start([&] { map->end_removal(0, 1); });
+    std::this_thread::sleep_for(20ms);
+    pool.release();
+    pool.join();
+    CPPUNIT_ASSERT(begun && marked);
+    CPPUNIT_ASSERT_EQUAL(std::string("E"), both(pool, *map));
+  }
+
+  // While one operation is under way, all that is asked for collects.
+  void group_commit() {
+    Pool pool(1000);
+    const auto map = pool.open();
+    pool.hold_writes();
+    pool.start([&] { map->mark_exists(500, 1); });
+    CPPUNIT_ASSERT(pool.store.wait_until_held(1));
+    constexpr std::uint64_t n = 24;
+    std::latch waiting(n);
+    for (std::uint64_t i = 0; i < n; ++i)
+      pool.start([&, i] {
+        waiting.count_down();
+        map->mark_exists(100 + i, 1);
+        CPPUNIT_ASSERT(map->state(100 + i) == State::exists);
+      });
+    waiting.wait();
+    std::this_thread::sleep_for(50ms);
+    CPPUNIT_ASSERT_EQUAL(std::size_t{1}, pool.store.log().size());
+    pool.release();
+    pool.join();
+    for (std::uint64_t i = 0; i < n; ++i)
+      CPPUNIT_ASSERT(pool.base.map()[100 + i] == State::exists);
+    // One more where a thread was very late.
+    const std::vector<std::vector<Update>> log = pool.base.take_log();
+    CPPUNIT_ASSERT(log.size() <= 3);
+    CPPUNIT_ASSERT_EQUAL(std::uint64_t{500}, log.at(0).at(0).first);
+    CPPUNIT_ASSERT(log.at(1).at(0).end - log.at(1).at(0).first > n / 2);
+  }
+
+  // Removals before ends before marks.
+  void kinds_in_one_batch() {
+    Pool pool(0);
+    pool.base.put_map(parse("0EP"));
+    const auto map = pool.open();
+    pool.hold_writes();
+    pool.base.put_map(parse("0EP"));
+    pool.start([&] { map->mark_exists(0, 1); });
+    CPPUNIT_ASSERT(pool.store.wait_until_held(1));
+    std::latch waiting(3);
+    pool.start([&] {
+      waiting.count_down();
+      map->mark_exists(2, 1);
+    });
+    pool.start([&] {
+      waiting.count_down();
+      map->end_removal(2, 1);
+    });
+    pool.start([&] {
+      waiting.count_down();
+      map->begin_removal(1, 1);
+    });
+    waiting.wait();
+    std::this_thread::sleep_for(50ms);
+    pool.release();
+    pool.join();
+    CPPUNIT_ASSERT_EQUAL(std::string("EPE"), both(pool, *map));
+  }
+
+  void failure() {
+    Pool pool(8, State::exists);
+    const auto map = pool.open();
+    map->begin_removal(0, 2);
+    map->end_removal(0, 1);
+    CPPUNIT_ASSERT_EQUAL(std::string("0PEEEEEE"), both(pool, *map));
+    pool.store.inject({.kind = Kind::write, .oid = oid, .error = ENOSPC});
+    refused([&] { map->mark_exists(0, 1); }, ENOSPC);
+    // Nothing more is sent, and nothing is believed.
+    const std::size_t sent = pool.store.log().size();
+    refused([&] { map->mark_exists(0, 1); }, ENOSPC);
+    refused([&] { map->begin_removal(3, 1); }, ENOSPC);
+    refused([&] { map->end_removal(1, 1); }, ENOSPC);
+    map->mark_exists(2, 3);
+    CPPUNIT_ASSERT_EQUAL(sent, pool.store.log().size());
+    for (std::uint64_t i = 0; i < 8; ++i)
+      CPPUNIT_ASSERT(map->state(i) == State::exists);
+    map->close();
+    CPPUNIT_ASSERT_EQUAL(std::string(), pool.base.holder);
+  }
+
+  void failure_of_a_batch() {
+    Pool pool(100);
+    const auto map = pool.open();
+    pool.hold_writes();
+    pool.start([&] { map->mark_exists(50, 1); });
+    CPPUNIT_ASSERT(pool.store.wait_until_held(1));
+    constexpr std::uint64_t n = 10;
+    std::atomic<unsigned> errors = 0;
+    std::latch waiting(n);
+    for (std::uint64_t i = 0; i < n; ++i)
+      pool.start([&, i] {
+        waiting.count_down();
+        try {
+          map->mark_exists(2 * i, 1);
+        } catch (const Error& e) {
+          if (e.code() == EIO) ++errors;
+        }
+      });
+    waiting.wait();
+    std::this_thread::sleep_for(50ms);
+    pool.store.clear_faults();
+    // The third operation of the batch.
+    pool.store.inject(
+        {.kind = Kind::write, .oid = oid, .skip = 2, .error = EIO});
+    pool.store.release();
+    pool.join();
+    // All of that batch, and those after it.  (A thread that was very late
+    // can have made a batch of its own before it.)
+    CPPUNIT_ASSERT_EQUAL(std::uint64_t{1}, pool.store.hits() - 1);
+    CPPUNIT_ASSERT(errors > n / 2);
+    CPPUNIT_ASSERT(map->state(99) == State::exists);
+    CPPUNIT_ASSERT(pool.base.map()[50] == State::exists);
+  }
+
+  void lost_lock() {
+    Pool pool(2);
+    const auto map = pool.open();
+    pool.base.holder = "client.9";
+    refused([&] { map->mark_exists(0, 1); }, EBUSY);
+    CPPUNIT_ASSERT(pool.base.map() == ObjectStates(2));
+    map->close();
+    CPPUNIT_ASSERT_EQUAL(std::string("client.9"), pool.base.holder);
+  }
+
+  // Writers share an object and removers have it alone, as ObjectGuards do.
+  // No object ever exists that the pool's map calls nonexistent.
+  void many_threads() {
+    constexpr std::uint64_t objects = 40000;  // three blocks
+    constexpr std::size_t threads = 8;
+    // A few places, some neighbours, so that threads meet.
+    std::vector<std::uint64_t> places;
+    for (std::uint64_t b = 0; b < 3; ++b)
+      for (std::uint64_t i = 0; i < 8; ++i)
+        places.push_back(b * object_map_block + i + i / 4);
+    Pool pool(objects);
+    const auto map = pool.open();
+    std::vector<std::mutex> guards(places.size());
+    std::vector<std::atomic<bool>> exists(places.size());
+    std::atomic<unsigned> wrong = 0;
+    for (std::size_t t = 0; t < threads; ++t)
+      pool.start([&, t] {
+        std::mt19937 random(static_cast<unsigned>(t));
+        for (int round = 0; round < 300; ++round) {
+          const std::size_t at = random() % places.size();
+          const std::uint64_t object = places[at];
+          const std::scoped_lock guard(guards[at]);
+          if (random() % 3 != 0) {
+            map->mark_exists(object, 1);
+            exists[at] = true;
+            if (map->state(object) != State::exists) ++wrong;
+          } else {
+            map->begin_removal(object, 1);
+            if (map->state(object) == State::exists) ++wrong;
+            exists[at] = false;
+            map->end_removal(object, 1);
+            if (map->may_exist(object)) ++wrong;
+          }
+          if (round % 50 != 0) continue;
+          const ObjectStates stored = pool.base.map();
+          if ((stored[object] == State::exists) != exists[at]) ++wrong;
+        }
+      });
+    pool.join();
+    CPPUNIT_ASSERT_EQUAL(0U, wrong.load());
+    const ObjectStates stored = pool.base.map();
+    for (std::uint64_t i = 0; i < objects; ++i)
+      CPPUNIT_ASSERT(stored[i] == map->state(i));
+    for (std::size_t at = 0; at < places.size(); ++at)
+      CPPUNIT_ASSERT_EQUAL(exists[at].load(), map->may_exist(places[at]));
+  }
+};
+
+CPPUNIT_TEST_SUITE_REGISTRATION(ObjectMapTest);
+
+}  // namespace

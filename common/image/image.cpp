@@ -76,6 +76,7 @@ std::unique_ptr<ImageFormat> ImageFormat::open_parent(const ParentSpec&) {
 std::shared_ptr<ObjectMap> ImageFormat::open_map(std::uint64_t) {
   throw Error(ENOTSUP, "this format has no object map");
 }
+std::optional<ObjectStates> ImageFormat::read_map() { return std::nullopt; }
 void ImageFormat::invalidate_map(SnapId) {
   throw Error(ENOTSUP, "this format has no object map");
 }
@@ -479,8 +480,19 @@ void Image::read(char* buffer, std::uint64_t length, std::uint64_t offset) {
 
 // Extents -----------------------------------------------------------------
 
-bool Image::find_data(const View& view, std::uint64_t length,
-                      std::uint64_t offset, std::vector<Fragment>& data) {
+std::optional<ObjectStates> Image::read_map(const View& view,
+                                            std::uint64_t length) {
+  // For a few objects it is cheaper to ask them.
+  constexpr std::uint64_t few = 8;
+  if (view.map || !view.mappable || view.hold_writes ||
+      length / unit_size(traits_.layout) < few)
+    return std::nullopt;
+  return format_->read_map();
+}
+
+bool Image::find_data(const View& view, const ObjectStates* states,
+                      std::uint64_t length, std::uint64_t offset,
+                      std::vector<Fragment>& data) {
   struct Object {
     const ObjectExtent* extent;
     std::uint64_t size = 0;
@@ -505,7 +517,9 @@ bool Image::find_data(const View& view, std::uint64_t length,
   std::vector<Object> objects;
   objects.reserve(extents.size());
   for (const ObjectExtent& e : extents) {
-    if (absent(view, e.object_no)) {
+    if (absent(view, e.object_no) ||
+        (states != nullptr && e.object_no < states->size() &&
+         (*states)[e.object_no] == ObjectState::nonexistent)) {
       gone.push_back(&e);
     } else {
       objects.emplace_back();
@@ -515,8 +529,8 @@ bool Image::find_data(const View& view, std::uint64_t length,
 
   // Most objects of a sparse image do not exist.  Asking for their size is
   // asynchronous, mapping them is not; so ask first, unless there is only
-  // one.
-  if (objects.size() > 1) {
+  // one, or the object map has told which exist.
+  if (objects.size() > 1 && states == nullptr && !view.map) {
     stat(objects);
     std::erase_if(objects, [&](const Object& o) {
       if (o.result < 0 && o.result != -ENOENT)
@@ -603,12 +617,14 @@ bool Image::find_backing_data(std::uint64_t length, std::uint64_t offset,
         std::max(offset, std::min(offset + length, view.size));
     check_request(view, end - offset, std::min(offset, view.size));
     bool missing = end != offset + length;
+    const auto states = read_map(view, end - offset);
     std::vector<Fragment> found;
     for (std::uint64_t at = offset; at < end;) {
       const std::uint64_t stop =
           chunk_end(at, end, chunk_units(traits_.layout));
       found.clear();
-      missing |= find_data(view, stop - at, at, found);
+      missing |= find_data(view, states ? &*states : nullptr, stop - at, at,
+                           found);
       data.insert(data.end(), found.begin(), found.end());
       at = stop;
     }
@@ -637,11 +653,14 @@ std::vector<Extent> Image::extents(std::uint64_t length, std::uint64_t offset,
     // Small steps first: a client that wants one extent often has it in the
     // first object.
     std::uint64_t units = one ? 1 : 256;
+    std::optional<ObjectStates> states;
+    if (!one) states = read_map(view, length);
     std::vector<Fragment> data;
     for (std::uint64_t at = offset; at < end;) {
       const std::uint64_t stop = chunk_end(at, end, units);
       data.clear();
-      missing |= find_data(view, stop - at, at, data);
+      missing |= find_data(view, states ? &*states : nullptr, stop - at, at,
+                           data);
       for (const Fragment& f : data) {
         const std::uint64_t from = std::max(at, f.image_offset);
         const std::uint64_t to = f.image_offset + f.length;
@@ -653,6 +672,7 @@ std::vector<Extent> Image::extents(std::uint64_t length, std::uint64_t offset,
       append(at, stop - at, false);
       at = stop;
       if ((one && list.size() > 1) || Clock::now() >= deadline) break;
+      if (!states) states = read_map(view, end - at);
       units = std::min(units * 4, chunk_units(traits_.layout));
     }
     return missing;

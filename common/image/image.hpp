@@ -172,6 +172,11 @@ class ImageFormat {
   /// EINVAL or EIO where it cannot be believed.
   [[nodiscard]] virtual std::shared_ptr<ObjectMap> open_map(
       std::uint64_t objects);
+  /// The object map of what is read, as it is in the pool; none where there
+  /// is no map or it cannot be believed.  It is right for some moment during
+  /// the call, whoever holds the lock: an owner changes the map before it
+  /// makes an object.  Thread-safe.  Throws Error.
+  [[nodiscard]] virtual std::optional<ObjectStates> read_map();
   /// Marks the object map of the head, or of a snapshot, as not to be
   /// believed; the lock is held.  Thread-safe.  Throws Error.
   virtual void invalidate_map(SnapId snap);
@@ -295,9 +300,13 @@ class Image {
                                  std::uint64_t length, std::uint64_t offset);
   [[nodiscard]] bool read_backing(char* buffer, std::uint64_t length,
                                   std::uint64_t offset);
-  [[nodiscard]] bool find_data(const View& view, std::uint64_t length,
-                               std::uint64_t offset,
+  /// `states`: the object map, if it has been read.
+  [[nodiscard]] bool find_data(const View& view, const ObjectStates* states,
+                               std::uint64_t length, std::uint64_t offset,
                                std::vector<Fragment>& data);
+  /// The object map, where it is worth to read it for so many bytes.
+  [[nodiscard]] std::optional<ObjectStates> read_map(const View& view,
+                                                     std::uint64_t length);
   [[nodiscard]] bool find_backing_data(std::uint64_t length,
                                        std::uint64_t offset,
                                        std::vector<Fragment>& data);

@@ -104,7 +104,36 @@ refused "stripe-count|stripe count" "${new[@]}" format=striper size=1M \
   object-size=64K stripe-unit=64K stripe-count=junk
 refused "strip" "${new[@]}" format=1 size=1M object-size=64K stripe-unit=4K \
   stripe-count=3
-refused "format.*2|2.*format" "${new[@]}" format=2 size=1M
+refused "features&&format 1" "${new[@]}" format=1 size=1M features=layering
+refused "data-pool&&format striper" "${new[@]}" format=striper size=1M \
+  data-pool=rbd
+# Of format 2, which is the default.
+refused "size" "${new[@]}"
+refused "object-size" "${new[@]}" size=1M object-size=3000
+refused "object-size" "${new[@]}" size=1M object-size=2K
+refused "object-size" "${new[@]}" size=1M object-size=64M
+refused "stripe-unit" "${new[@]}" size=1M stripe-unit=0
+refused "stripe-unit" "${new[@]}" size=1M object-size=64K stripe-unit=128K
+refused "stripe unit" "${new[@]}" size=1M stripe-unit=3M
+refused "features&&nonsense" "${new[@]}" size=1M features=layering,nonsense
+refused "features" "${new[@]}" size=1M features=
+refused "features&&bit 40" "${new[@]}" size=1M features=$((1 << 40))
+refused "journaling" "${new[@]}" size=1M features=exclusive-lock,journaling
+for feature in operations migrating non-primary dirty-cache; do
+  refused "features&&$feature" "${new[@]}" size=1M features=layering,$feature
+done
+refused "object-map&&exclusive-lock" "${new[@]}" size=1M features=object-map
+refused "fast-diff&&object-map" "${new[@]}" size=1M \
+  features=exclusive-lock,fast-diff
+refused "object map&&256000000" "${new[@]}" size=1T object-size=4K
+refused "data-pool" "${new[@]}" size=1M data-pool=
+refused "nodatapool" "${new[@]}" size=1M data-pool=nodatapool
+refused "snap" "$c" pool=rbd image=new@snap create=true size=1M
+refused "a/b/c" "$c" pool=rbd image=a/b/c create=true size=1M
+refused "a@b@c" "$c" pool=rbd image=a@b@c create=true size=1M
+refused "nospace&&not exist" "$c" pool=rbd image=nospace/new create=true size=1M
+refused "features&&create" "$c" pool=rbd image=one features=layering
+refused "data-pool&&create" "$c" pool=rbd image=one data-pool=rbd
 refused "snap" "$c" pool=rbd image=new@snap create=true format=1 size=1M
 refused "image" "$c" pool=rbd create=true format=1 size=1M
 refused "nowhere" "$c" pool=nowhere image=new create=true format=1 size=1M
@@ -115,6 +144,9 @@ refused "two&&exist" "$c" pool=rbd image=two create=true format=1 size=1M
 refused "three&&exist" "$c" pool=rbd image=three create=true format=striper \
   size=1M
 refused "noise&&exist" "$c" pool=rbd image=noise create=true format=1 size=1M
+for name in one two three noise; do
+  refused "$name&&exist" "$c" pool=rbd image=$name create=true size=1M
+done
 unchanged
 
 say "the cluster cannot be reached: within connect-timeout"

@@ -10,6 +10,7 @@
 #include "rados/error.hpp"
 #include "rbd/features.hpp"
 #include "rbd/format1.hpp"
+#include "rbd/format2_create.hpp"
 
 namespace nbdrados {
 
@@ -31,6 +32,17 @@ Pool open_pool(const std::shared_ptr<Cluster>& cluster,
 }
 
 [[noreturn]] void bad(const std::string& text) { throw Error(EINVAL, text); }
+
+/// For RBD, of whatever format.
+void check_object_size(std::uint64_t object_size) {
+  static_assert(format1_order_min == format2_order_min &&
+                format1_order_max == format2_order_max);
+  if (!std::has_single_bit(object_size) ||
+      object_size < std::uint64_t{1} << format2_order_min ||
+      object_size > std::uint64_t{1} << format2_order_max)
+    bad("object-size=" + std::to_string(object_size) +
+        " is not a power of two from 4K to 32M, which RBD needs");
+}
 
 }  // namespace
 
@@ -135,18 +147,30 @@ void check_create(const ImageSpec& spec, const CreateOptions& options) {
   if (options.stripe_count == 0) bad("stripe-count= must not be 0");
 
   const std::uint64_t object_size = options.object_size.value_or(4 << 20);
+  const bool is_format2 = options.format == FormatChoice::automatic ||
+                          options.format == FormatChoice::format2;
+  if (options.features && !is_format2)
+    bad("features= is not possible with format " +
+        std::string(to_string(options.format)));
+  if (options.data_pool && !is_format2)
+    bad("data-pool= is not possible with format " +
+        std::string(to_string(options.format)));
+
   switch (options.format) {
-    case FormatChoice::format2:
-      throw Error(ENOTSUP,
-                  "create=true with format=2 is not supported; use `rbd "
-                  "create`");
     case FormatChoice::automatic:
+    case FormatChoice::format2:
+      check_object_size(object_size);
+      // With a default object size, which is in the cluster, later.
+      if (options.object_size && options.stripe_unit &&
+          object_size % *options.stripe_unit != 0)
+        bad("stripe-unit=" + std::to_string(*options.stripe_unit) +
+            " does not divide object-size=" + std::to_string(object_size));
+      if (options.features) check_new_features(*options.features, "features=");
+      if (options.data_pool && options.data_pool->empty())
+        bad("data-pool= must not be empty");
+      return;
     case FormatChoice::format1:
-      if (!std::has_single_bit(object_size) ||
-          object_size < std::uint64_t{1} << format1_order_min ||
-          object_size > std::uint64_t{1} << format1_order_max)
-        bad("object-size=" + std::to_string(object_size) +
-            " is not a power of two from 4K to 32M, which RBD needs");
+      check_object_size(object_size);
       if ((options.stripe_unit && *options.stripe_unit != object_size) ||
           (options.stripe_count && *options.stripe_count != 1))
         bad("stripe-unit= and stripe-count= are not possible with format 1");
@@ -182,10 +206,18 @@ void create_image(const std::shared_ptr<Cluster>& cluster,
       exists_striper(pool, spec.image))
     throw Error(EEXIST, "image '" + spec.image + "' exists already in pool '" +
                             spec.pool + "'");
-  if (options.format == FormatChoice::striper)
-    create_striper(pool, spec, options);
-  else
-    create_format1(pool, spec, options);
+  switch (options.format) {
+    case FormatChoice::automatic:
+    case FormatChoice::format2:
+      create_format2(pool, spec, options);
+      return;
+    case FormatChoice::format1:
+      create_format1(pool, spec, options);
+      return;
+    case FormatChoice::striper:
+      create_striper(pool, spec, options);
+      return;
+  }
 }
 
 std::vector<std::string> list_images(

@@ -56,12 +56,19 @@ struct OpenOptions {
     const std::shared_ptr<Cluster>& cluster, const ImageSpec& spec,
     const OpenOptions& options);
 
+/// What is not given, is for format 2 what Ceph's options rbd_default_* say,
+/// those of the pool (`rbd config pool set`) first, as for `rbd create`.
 struct CreateOptions {
-  FormatChoice format = FormatChoice::automatic;  // automatic: format 1
+  FormatChoice format = FormatChoice::automatic;  // automatic: format 2
   std::uint64_t size = 0;                          // bytes
   std::optional<std::uint64_t> object_size = {};   // bytes, default 4 MiB
   std::optional<std::uint64_t> stripe_unit = {};   // bytes
   std::optional<std::uint64_t> stripe_count = {};
+  // Format 2 only.
+  /// Feature bits; the bits striping and data-pool follow from the other
+  /// options, whatever these say.
+  std::optional<std::uint64_t> features = {};
+  std::optional<std::string> data_pool = {};
 };
 
 /// Checks all that can be checked without a cluster.  Throws Error(EINVAL)
@@ -69,7 +76,8 @@ struct CreateOptions {
 void check_create(const ImageSpec& spec, const CreateOptions& options);
 
 /// Creates an image.  Throws Error: EEXIST where one of that name exists,
-/// in whatever format, and the errors of check_create.
+/// in whatever format, ENOENT where there is no such pool, data pool or
+/// namespace, and the errors of check_create.
 void create_image(const std::shared_ptr<Cluster>& cluster,
                   const ImageSpec& spec, const CreateOptions& options);
 

@@ -41,6 +41,12 @@ struct Pool {
 
 void create_format1(const Pool& pool, const ImageSpec& spec,
                     const CreateOptions& options);
+void create_format2(const Pool& pool, const ImageSpec& spec,
+                    const CreateOptions& options);
+/// Throws Error where no image of format 2 can be created with these
+/// features: EINVAL (one needs another, or comes by itself only), ENOTSUP.
+/// `source` says where they come from.
+void check_new_features(std::uint64_t features, const std::string& source);
 void create_striper(const Pool& pool, const ImageSpec& spec,
                     const CreateOptions& options);
 

@@ -89,6 +89,24 @@ class Cluster : public Blocklister,
 
   /// Bound on one metadata operation.
   [[nodiscard]] virtual std::chrono::milliseconds timeout() const = 0;
+
+  // What creating an image needs besides stores.  Clusters in which nobody
+  // creates an image of format 2 need not have it.
+
+  /// The value of a Ceph option, from all of this client's sources; none:
+  /// there is no such option.
+  [[nodiscard]] virtual std::optional<std::string> ceph_option(
+      const std::string& /*name*/) {
+    return std::nullopt;
+  }
+  /// The number of a pool.  Throws Error ENOENT where there is none.
+  [[nodiscard]] virtual std::int64_t pool_id(const std::string& /*pool*/) {
+    return -1;
+  }
+  /// Makes a pool that has no snapshots yet one of self-managed snapshots, for
+  /// ever; does nothing where it is one.  Blocks; throws Error: EINVAL where
+  /// it has snapshots of the whole pool (`rados mksnap`), EPERM, ETIMEDOUT.
+  virtual void use_self_managed_snapshots(const std::string& /*pool*/) {}
 };
 
 }  // namespace nbdrados

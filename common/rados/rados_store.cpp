@@ -399,6 +399,33 @@ class RadosCluster final : public Cluster {
   /// Returns when no watch callback is queued or under way.
   void flush_watches() { rados_.watch_flush(); }
 
+  std::optional<std::string> ceph_option(const std::string& name) override {
+    std::string value;
+    if (rados_.conf_get(name.c_str(), value) < 0) return std::nullopt;
+    return value;
+  }
+  std::int64_t pool_id(const std::string& pool) override {
+    const std::int64_t id = rados_.pool_lookup(pool.c_str());
+    if (id == -ENOENT)
+      throw Error(ENOENT, "pool '" + pool + "' does not exist");
+    check(static_cast<int>(std::min<std::int64_t>(id, 0)),
+          "cannot look up pool '" + pool + "'");
+    return id;
+  }
+  void use_self_managed_snapshots(const std::string& pool) override {
+    librados::IoCtx io;
+    check(rados_.ioctx_create(pool.c_str(), io),
+          "cannot open pool '" + pool + "'");
+    std::uint64_t id = 0;
+    const int r = io.selfmanaged_snap_create(&id);
+    if (r == -EINVAL)
+      throw Error(EINVAL, "pool '" + pool +
+                              "' has snapshots of the whole pool (`rados "
+                              "mksnap`), so it cannot hold images");
+    check(r, "cannot allocate a snapshot id in pool '" + pool + "'");
+    // An id that is never used costs nothing, so this may fail.
+    (void)io.selfmanaged_snap_remove(id);
+  }
   void blocklist(const std::string& address,
                  std::chrono::seconds duration) override {
     // Waits for the newest map itself (ceph: src/librados/RadosClient.cc).

@@ -3,9 +3,14 @@
 #include "rbd/features.hpp"
 
 #include <array>
+#include <cerrno>
+#include <charconv>
 #include <cstddef>
 #include <span>
 #include <string_view>
+#include <system_error>
+
+#include "rados/error.hpp"
 
 namespace nbdrados {
 
@@ -40,7 +45,63 @@ std::string bit_names(std::uint64_t bits,
   return out;
 }
 
+std::string_view trimmed(std::string_view text) {
+  constexpr std::string_view space = " \t\r\n";
+  const auto first = text.find_first_not_of(space);
+  if (first == std::string_view::npos) return {};
+  return text.substr(first, text.find_last_not_of(space) - first + 1);
+}
+
+/// Cuts the part before the first comma off `text`.
+std::string_view next_name(std::string_view& text) {
+  const auto comma = text.find(',');
+  const std::string_view name = trimmed(text.substr(0, comma));
+  text = comma == std::string_view::npos ? std::string_view()
+                                         : text.substr(comma + 1);
+  return name;
+}
+
+std::optional<std::uint64_t> number(std::string_view text) {
+  std::uint64_t n = 0;
+  const char* const end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, n);
+  if (error != std::errc() || stop != end) return std::nullopt;
+  return n;
+}
+
 }  // namespace
+
+std::optional<std::uint64_t> feature_of_name(std::string_view name) noexcept {
+  for (std::size_t bit = 0; bit < names.size(); ++bit)
+    if (names[bit] == name) return std::uint64_t{1} << bit;
+  return std::nullopt;
+}
+
+std::uint64_t parse_features(std::string_view text) {
+  if (const auto n = number(text)) return *n;
+  std::uint64_t features = 0;
+  do {
+    const std::string_view name = next_name(text);
+    const auto bit = feature_of_name(name);
+    if (!bit)
+      throw Error(EINVAL, "'" + std::string(name) + "' is not a feature");
+    features |= *bit;
+  } while (!text.empty());
+  return features;
+}
+
+std::uint64_t parse_default_features(std::string_view text) {
+  text = trimmed(text);
+  if (text.empty()) return features_default;
+  std::uint64_t features = 0;
+  if (const auto n = number(text)) {
+    features = *n;
+  } else {
+    while (!text.empty())
+      features |= feature_of_name(next_name(text)).value_or(0);
+  }
+  return features & features_known & ~features_internal;
+}
 
 std::string feature_names(std::uint64_t features) {
   return bit_names(features, names);

@@ -17,6 +17,7 @@
 #include <memory>
 
 #include "rados/error.hpp"
+#include "rbd/features.hpp"
 
 namespace nbdrados {
 
@@ -42,6 +43,8 @@ const char* const config_help =
     "object-size=<SIZE>         Object size of the new image (default 4M).\n"
     "stripe-unit=<SIZE>         Stripe unit of the new image.\n"
     "stripe-count=<N>           Stripe count of the new image (default 1).\n"
+    "features=<NAME>[,<NAME>]   Features of the new image (default: Ceph's).\n"
+    "data-pool=<POOL>           The pool for the data of the new image.\n"
     "lock=exclusive|auto|none   The exclusive lock (default exclusive).\n"
     "break-lock=true            Wait for a dead owner's lock.\n"
     "discard-granularity=<SIZE> Trims are rounded inwards to it (default 64K).\n"
@@ -180,6 +183,14 @@ void Config::set(const std::string& key, const std::string& value) {
     create_options.stripe_unit = parse_size(key, value);
   } else if (key == "stripe-count") {
     create_options.stripe_count = parse_unsigned(key, value);
+  } else if (key == "features") {
+    try {
+      create_options.features = parse_features(value);
+    } catch (const Error& e) {
+      bad("features=" + value + ": " + e.what());
+    }
+  } else if (key == "data-pool") {
+    create_options.data_pool = value;
   } else if (key == "lock") {
     if (value == "exclusive")
       lock = LockMode::exclusive;
@@ -236,7 +247,8 @@ void Config::complete() {
     check_create(spec(), create_options);
     return;
   }
-  for (const char* key : {"object-size", "stripe-unit", "stripe-count"})
+  for (const char* key : {"object-size", "stripe-unit", "stripe-count",
+                          "features", "data-pool"})
     if (seen_.contains(key))
       bad(std::string(key) + "= needs create=true");
   if (seen_.contains("size") && (format != FormatChoice::striper || !image))

@@ -1048,9 +1048,12 @@ class TestCatalog : public CppUnit::TestFixture {
     CPPUNIT_ASSERT_EQUAL(EINVAL, code({.size = 1, .object_size = 5000}));
     CPPUNIT_ASSERT_EQUAL(EINVAL, code({.size = 1, .object_size = 2048}));
     CPPUNIT_ASSERT_EQUAL(EINVAL, code({.size = 1, .object_size = 64 << 20}));
-    CPPUNIT_ASSERT_EQUAL(EINVAL, code({.size = 1, .stripe_unit = 4096}));
-    CPPUNIT_ASSERT_EQUAL(EINVAL, code({.size = 1, .stripe_count = 2}));
-    CPPUNIT_ASSERT_EQUAL(ENOTSUP, code({.format = format2, .size = 1}));
+    CPPUNIT_ASSERT_EQUAL(
+        EINVAL, code({.format = format1, .size = 1, .object_size = 2048}));
+    CPPUNIT_ASSERT_EQUAL(
+        EINVAL, code({.format = format1, .size = 1, .stripe_unit = 4096}));
+    CPPUNIT_ASSERT_EQUAL(
+        EINVAL, code({.format = format1, .size = 1, .stripe_count = 2}));
     CPPUNIT_ASSERT_EQUAL(
         0, code({.format = striper, .size = 1, .object_size = 192 * K,
                  .stripe_unit = 64 * K, .stripe_count = 5}));
@@ -1072,10 +1075,14 @@ class TestCatalog : public CppUnit::TestFixture {
     const auto cluster = std::make_shared<TestCluster>();
     MemoryStore& store = cluster->stores[""];
     const ImageSpec spec{"pool", "", "a", ""};
-    create_image(cluster, spec, {.size = 1 << 20, .object_size = 64 * K});
-    CPPUNIT_ASSERT_EQUAL(EEXIST, error_of([&] {
-                           create_image(cluster, spec, {.size = 5});
-                         }));
+    create_image(cluster, spec,
+                 {.format = FormatChoice::format1, .size = 1 << 20,
+                  .object_size = 64 * K});
+    for (const auto format : {FormatChoice::automatic, FormatChoice::format1})
+      CPPUNIT_ASSERT_EQUAL(EEXIST, error_of([&] {
+                             create_image(cluster, spec,
+                                          {.format = format, .size = 5});
+                           }));
     Format1Header header = decode_format1(store.find("a.rbd")->data.bytes());
     CPPUNIT_ASSERT_EQUAL(std::uint64_t{1} << 20, header.size);
     CPPUNIT_ASSERT_EQUAL(16U, header.order);

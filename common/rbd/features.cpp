@@ -52,13 +52,15 @@ std::string_view trimmed(std::string_view text) {
   return text.substr(first, text.find_last_not_of(space) - first + 1);
 }
 
-/// Cuts the part before the first comma off `text`.
-std::string_view next_name(std::string_view& text) {
-  const auto comma = text.find(',');
-  const std::string_view name = trimmed(text.substr(0, comma));
-  text = comma == std::string_view::npos ? std::string_view()
-                                         : text.substr(comma + 1);
-  return name;
+/// Calls `use` with each part between commas; one with an empty text.
+template <typename Use>
+void for_each_name(std::string_view text, Use use) {
+  for (;;) {
+    const auto comma = text.find(',');
+    use(text.substr(0, comma));
+    if (comma == std::string_view::npos) return;
+    text.remove_prefix(comma + 1);
+  }
 }
 
 std::optional<std::uint64_t> number(std::string_view text) {
@@ -80,13 +82,12 @@ std::optional<std::uint64_t> feature_of_name(std::string_view name) noexcept {
 std::uint64_t parse_features(std::string_view text) {
   if (const auto n = number(text)) return *n;
   std::uint64_t features = 0;
-  do {
-    const std::string_view name = next_name(text);
+  for_each_name(text, [&](std::string_view name) {
     const auto bit = feature_of_name(name);
     if (!bit)
       throw Error(EINVAL, "'" + std::string(name) + "' is not a feature");
     features |= *bit;
-  } while (!text.empty());
+  });
   return features;
 }
 
@@ -97,8 +98,9 @@ std::uint64_t parse_default_features(std::string_view text) {
   if (const auto n = number(text)) {
     features = *n;
   } else {
-    while (!text.empty())
-      features |= feature_of_name(next_name(text)).value_or(0);
+    for_each_name(text, [&](std::string_view name) {
+      features |= feature_of_name(trimmed(name)).value_or(0);
+    });
   }
   return features & features_known & ~features_internal;
 }

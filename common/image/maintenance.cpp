@@ -77,10 +77,10 @@ bool Image::Maintenance::answered_at_once(std::uint64_t notify_id,
     case NotifyOp::released_lock: {
       if (ours) break;
       const std::scoped_lock lock(mutex_);
-      if (message.op == NotifyOp::released_lock)
-        lock_maybe_free_ = true;
-      else if (owner_)
+      if (message.op == NotifyOp::acquired_lock && owner_)
         lock_doubtful_ = true;
+      else
+        lock_moved_ = true;
       break;
     }
     case NotifyOp::async_progress:
@@ -165,14 +165,16 @@ void Image::Maintenance::work() {
       const auto something = [&] {
         return stopping_ || !notifications_.empty() || lost_watch_ != 0 ||
                release_asked_ || lock_doubtful_ ||
-               (wants() && (lock_maybe_free_ || Clock::now() >= next_try_));
+               (wants() && (lock_moved_ || Clock::now() >= next_try_));
       };
       const auto before = Clock::now();
-      auto until = before + std::min<std::chrono::milliseconds>(
-                                next_renewal_.value_or(check_interval),
-                                check_interval);
-      if (wants()) until = std::min(until, next_try_);
-      wake_.wait_until(lock, until, something);
+      const auto deadline =
+          before + std::min<std::chrono::milliseconds>(
+                       next_renewal_.value_or(check_interval), check_interval);
+      // What is waited for can change while this waits.
+      while (!something() && Clock::now() < deadline)
+        wake_.wait_until(lock,
+                         wants() ? std::min(deadline, next_try_) : deadline);
       if (stopping_) return;
       if (next_renewal_)
         *next_renewal_ -= std::chrono::duration_cast<std::chrono::milliseconds>(
@@ -181,9 +183,9 @@ void Image::Maintenance::work() {
       code = lost_watch_;
       release = std::exchange(release_asked_, false);
       doubtful = std::exchange(lock_doubtful_, false);
-      if (wants() && (lock_maybe_free_ || Clock::now() >= next_try_)) {
+      if (wants() && (lock_moved_ || Clock::now() >= next_try_)) {
         try_now = true;
-        lock_maybe_free_ = false;
+        lock_moved_ = false;
         // A writer that comes from now on asks again.
         lock_wanted_ = false;
       }
@@ -195,7 +197,13 @@ void Image::Maintenance::work() {
       // another name, which only works as long as it is ours.
       if (doubtful && lock_ != nullptr && lock_->held())
         restore_watch("another client says that it has the exclusive lock");
-      if (release && lock_ != nullptr && lock_->held()) hand_over();
+      if (release && lock_ != nullptr && lock_->held()) {
+        hand_over();
+        // It is the other one's turn.  That he has taken it is announced,
+        // and then it can be asked for again.
+        next_try_ = Clock::now() + lock_interval;
+        continue;
+      }
       if (try_now) try_lock();
     } catch (const std::exception& e) {
       image_.log(image_.traits_.name + ": " + e.what());
@@ -325,6 +333,7 @@ void Image::Maintenance::locked() {
     lock_->release();
     throw;
   }
+  next_try_ = {};
   lock_->announce_acquired(watch_->cookie());
 }
 

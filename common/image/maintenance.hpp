@@ -101,7 +101,7 @@ class Image::Maintenance final : public WatchHandler {
   Notifications notifications_;  // guarded by mutex_
   int lost_watch_ = 0;           // guarded by mutex_: positive errno
   bool lock_wanted_ = false;     // guarded by mutex_: by a writer here
-  bool lock_maybe_free_ = false; // guarded by mutex_: somebody said so
+  bool lock_moved_ = false;      // guarded by mutex_: taken or released
   bool release_asked_ = false;   // guarded by mutex_: by another client
   bool lock_doubtful_ = false;   // guarded by mutex_: somebody says so
   bool stopping_ = false;        // guarded by mutex_

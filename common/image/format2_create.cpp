@@ -274,10 +274,10 @@ class Creation {
     const int r = make(Made::name, std::string(rbd_directory_oid), op);
     if (r == -EEXIST)
       throw Error(EEXIST,
-                  "image '" + spec_.image + "' is in rbd_directory of pool '" +
+                  "image '" + spec_.image + "' exists already in pool '" +
                       spec_.pool +
-                      "' already: somebody is just creating it, or did not "
-                      "finish, and then `rbd rm` removes what is left");
+                      "', but is not finished: it is just being created, or "
+                      "that was interrupted, and then `rbd rm` removes it");
     if (in_namespace && r == -ENOENT)
       throw Error(ENOENT, "namespace '" + spec_.name_space +
                               "' does not exist in pool '" + spec_.pool +

@@ -13,10 +13,6 @@ start_ceph
 ceph tell osd.0 config set osd_client_watch_timeout 15 >/dev/null
 size=16000000
 
-check_map() {
-  rbd object-map check --no-progress "$1" >"$tmp/check" 2>&1 ||
-    die "the object map of $1 is wrong: $(cat "$tmp/check")"
-}
 same() {
   rbd_export "$1" "$tmp/exported"
   assert_same_bytes "$2" "$tmp/exported" "rbd export of $1"
@@ -118,8 +114,51 @@ for n in 1 2 3 4; do
 done
 stop_nbdkit
 not_locked rbd/both || die "still locked"
-check_map rbd/both
-for n in 1 2 3 4; do check_map rbd/both@during$n; done
+check_object_map rbd/both
+for n in 1 2 3 4; do check_object_map rbd/both@during$n; done
+
+say "lock=auto: rbd bench takes it, and we take it back"
+start_rados pool=rbd image=kept lock=auto
+"$nbd_expect" "$(uri)" write 0 4096 6 ok , \
+  run "rbd bench --io-type write --io-size 4K --io-total 200K --io-threads 2 --io-pattern seq rbd/kept >/dev/null" , \
+  write 15M 4096 7 ok , read-is 15M 4096 7 , \
+  run "rbd resize --no-progress --size 20M rbd/kept" , \
+  run "rbd bench --io-type write --io-size 4K --io-total 200K --io-threads 2 --io-pattern rand rbd/kept >/dev/null" , \
+  write 0 4096 8 ok , read-is 0 4096 8
+# While a bench writes all the time, so does a client of ours.
+rbd bench --io-type write --io-size 4K --io-total 40M --io-threads 2 \
+  --io-pattern rand rbd/kept >"$tmp/bench" 2>&1 &
+bench=$!
+for n in 1 2 3 4 5 6; do
+  "$nbd_expect" "$(uri)" write 19M 4096 $n ok , zero 18M 1M ok
+done
+wait "$bench" || die "rbd bench: $(cat "$tmp/bench")"
+stop_nbdkit
+check_object_map rbd/kept
+
+say "a damaged object map is given up, and named invalid"
+rbd create --size "${size}B" --object-size 1M rbd/damaged
+map=rbd_object_map.$(rbd info --format json rbd/damaged | jq -r .id)
+start_rados pool=rbd image=damaged
+"$nbd_expect" "$(uri)" write 0 4096 1 ok , \
+  run "rados -p rbd put $map /etc/passwd" , \
+  write 1M 4096 2 ok , write 2M 4096 3 ok , zero 0 1M ok , \
+  read-is 0 4096 0 , read-is 1M 4096 2 , read-is 2M 4096 3 , \
+  extents 0 4M 1048576:hole,4096:data,1044480:hole,4096:data,2093056:hole
+stop_nbdkit
+prints "object map invalid" rbd info rbd/damaged || die "it is not invalid"
+# It is not believed either.
+start_rados pool=rbd image=damaged
+"$nbd_expect" "$(uri)" read-is 1M 4096 2 , write 3M 4096 4 ok , \
+  read-is 3M 4096 4
+stop_nbdkit
+rbd object-map rebuild --no-progress rbd/damaged
+check_object_map rbd/damaged
+start_rados pool=rbd image=damaged
+"$nbd_expect" "$(uri)" write 4M 4096 5 ok , read-is 3M 4096 4
+stop_nbdkit
+check_object_map rbd/damaged
+assert_eq "[]" "$(rbd info --format json rbd/damaged | jq -c .flags)" "flags"
 
 say "lock=auto: two of our servers on one image"
 rbd create --size "${size}B" --object-size 256K rbd/two
@@ -156,7 +195,7 @@ start_rados pool=rbd image=lost
 stop_nbdkit
 librbd rbd/lost "read -P 1 0 4096" >"$tmp/out"
 assert_no_match "verification failed" "$(cat "$tmp/out")" "what was written"
-check_map rbd/lost
+check_object_map rbd/lost
 
 say "a dead owner, and one that only seemed dead"
 rbd create --size 4M rbd/dead
@@ -183,4 +222,4 @@ nbdkit_pid=${nbdkit_pids[${#nbdkit_pids[@]} - 2]}
   read-is 0 4096 7 , read-is 1M 4096 0
 wait "$client" || die "the old owner: $(cat "$tmp/dead.out")"
 prints . ceph osd blocklist ls || die "the dead owner was not blocklisted"
-check_map rbd/dead
+check_object_map rbd/dead

@@ -77,10 +77,12 @@ bool Image::Maintenance::answered_at_once(std::uint64_t notify_id,
     case NotifyOp::released_lock: {
       if (ours) break;
       const std::scoped_lock lock(mutex_);
-      if (message.op == NotifyOp::acquired_lock && owner_)
+      if (message.op == NotifyOp::released_lock)
+        next_try_ = {};
+      else if (owner_)
         lock_doubtful_ = true;
       else
-        lock_moved_ = true;
+        next_try_ = Clock::now() + lock_tenure;
       break;
     }
     case NotifyOp::async_progress:
@@ -165,7 +167,7 @@ void Image::Maintenance::work() {
       const auto something = [&] {
         return stopping_ || !notifications_.empty() || lost_watch_ != 0 ||
                release_asked_ || lock_doubtful_ ||
-               (wants() && (lock_moved_ || Clock::now() >= next_try_));
+               (wants() && Clock::now() >= next_try_);
       };
       const auto before = Clock::now();
       const auto deadline =
@@ -183,9 +185,9 @@ void Image::Maintenance::work() {
       code = lost_watch_;
       release = std::exchange(release_asked_, false);
       doubtful = std::exchange(lock_doubtful_, false);
-      if (wants() && (lock_moved_ || Clock::now() >= next_try_)) {
+      if (wants() && Clock::now() >= next_try_) {
         try_now = true;
-        lock_moved_ = false;
+        next_try_ = Clock::now() + lock_interval;
         // A writer that comes from now on asks again.
         lock_wanted_ = false;
       }
@@ -198,10 +200,12 @@ void Image::Maintenance::work() {
       if (doubtful && lock_ != nullptr && lock_->held())
         restore_watch("another client says that it has the exclusive lock");
       if (release && lock_ != nullptr && lock_->held()) {
+        {
+          // It is the other one's turn.  When he has taken it, he says so.
+          const std::scoped_lock lock(mutex_);
+          next_try_ = Clock::now() + lock_interval;
+        }
         hand_over();
-        // It is the other one's turn.  That he has taken it is announced,
-        // and then it can be asked for again.
-        next_try_ = Clock::now() + lock_interval;
         continue;
       }
       if (try_now) try_lock();
@@ -328,18 +332,18 @@ void Image::Maintenance::locked() {
   owner_ = true;
   try {
     image_.publish_locked();
+    const std::scoped_lock lock(mutex_);
+    next_try_ = {};
   } catch (...) {
     owner_ = false;
     lock_->release();
     throw;
   }
-  next_try_ = {};
   lock_->announce_acquired(watch_->cookie());
 }
 
 /// Tries to get the lock for the writers that wait.
 void Image::Maintenance::try_lock() {
-  next_try_ = Clock::now() + lock_interval;
   try {
     if (lock_->try_acquire(watch_->cookie()) ==
         ExclusiveLock::Result::acquired) {

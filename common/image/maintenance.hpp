@@ -67,6 +67,9 @@ class Image::Maintenance final : public WatchHandler {
   /// How long after a request for the lock to ask again, if nobody says
   /// that it is free.
   static constexpr std::chrono::seconds lock_interval{1};
+  /// How long another client may have the lock before it is asked for: enough
+  /// for a snapshot or a resize, which librbd begins anew when it is asked.
+  static constexpr std::chrono::milliseconds lock_tenure{100};
   /// With break_lock: until a dead owner's watch is dropped, and some more.
   static constexpr std::chrono::seconds dead_owner_limit{40};
 
@@ -90,7 +93,6 @@ class Image::Maintenance final : public WatchHandler {
   ExclusiveLock* const lock_;  // null: there is none
   /// Time left until the next renewal; used by the thread.
   std::optional<std::chrono::milliseconds> next_renewal_;
-  Clock::time_point next_try_{};  // for the lock; used by the thread
   std::unique_ptr<Watch> watch_;  // used by the thread, or before it starts
 
   /// The lock is held, or about to be: others are answered by its owner.
@@ -101,7 +103,7 @@ class Image::Maintenance final : public WatchHandler {
   Notifications notifications_;  // guarded by mutex_
   int lost_watch_ = 0;           // guarded by mutex_: positive errno
   bool lock_wanted_ = false;     // guarded by mutex_: by a writer here
-  bool lock_moved_ = false;      // guarded by mutex_: taken or released
+  Clock::time_point next_try_{};  // guarded by mutex_: for the lock
   bool release_asked_ = false;   // guarded by mutex_: by another client
   bool lock_doubtful_ = false;   // guarded by mutex_: somebody says so
   bool stopping_ = false;        // guarded by mutex_

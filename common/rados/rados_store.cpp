@@ -302,6 +302,10 @@ class WatchersPending final : public RadosPending {
 /// What librados uses of a notification.  That cannot be cancelled, so when
 /// it is given up, this stays.
 struct NotifyContext {
+  /// librados uses it until the notification has completed, and does not
+  /// count that use (ceph: src/librados/IoCtxImpl.cc, aio_notify): without it
+  /// a notification that outlives its store meets freed memory.
+  librados::IoCtx io;
   bufferlist payload, reply;
   Completion done;
 };
@@ -774,6 +778,7 @@ std::unique_ptr<Pending> RadosStore::start_notify(
                std::chrono::seconds(1));
   auto p = std::make_unique<NotifyPending>(cluster_, *this, seconds, reply);
   NotifyContext& context = p->context();
+  context.io = io_;
   context.payload = copied(payload);
   context.done.set_empty_callback();
   const int r = io_.aio_notify(

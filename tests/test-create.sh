@@ -231,7 +231,9 @@ for ((n = 0; n < ${#made[@]}; n += 2)); do
   spec=${made[n]}
   case $spec in rbd/ns/*) place=rbd/ns ;; *) place=rbd ;; esac
   prints "^${spec##*/}$" rbd ls "$place" || die "rbd ls does not show $spec"
-  if prints "object-map" rbd info "$spec"; then
+  # It looks for every object: not for a million of them.
+  if prints "object-map" rbd info "$spec" &&
+    [ "$(rbd info --format json "$spec" | jq .objects)" -lt 10000 ]; then
     rbd object-map check --no-progress "$spec"
     ! prints "flags:.*invalid" rbd info "$spec" ||
       die "the object map of $spec is not right"
@@ -335,42 +337,6 @@ for step in 2 3 4 5; do
   assert_eq "" "$(left)" "step $step: objects"
   assert_eq "" "$(rbd ls rbd)" "step $step: names"
 done
-
-say "killed while creating"
-# How long one takes, and kills spread over it.
-time_of() {
-  local start=${EPOCHREALTIME/[.,]/}
-  "$@" >/dev/null 2>&1 || :
-  echo $((${EPOCHREALTIME/[.,]/} - start))
-}
-took=$(time_of ours rbd/killed size=1G stripe-unit=64K stripe-count=3)
-rbd rm --no-progress rbd/killed
-kills=20
-unfinished=0
-for ((n = 0; n < kills; n++)); do
-  "${nbdkit[@]}" -U "$tmp/killed.sock" -f rados "conf=$ceph_conf" rbd/killed \
-    create=true size=1G stripe-unit=64K stripe-count=3 >/dev/null 2>&1 &
-  pid=$!
-  sleep "$(printf '%d.%06d' 0 $((took * (n + 1) / kills % 1000000)))"
-  # The child that creates dies with it.
-  kill -KILL $pid
-  wait $pid 2>/dev/null || :
-  rm -f "$tmp/killed.sock"
-  sleep 0.3
-  if prints '^killed$' rbd ls rbd; then
-    id=$(rados -p rbd getomapval rbd_directory name_killed "$tmp/id" \
-      >/dev/null 2>&1 && tail -c +5 "$tmp/id")
-    objects=$(rados -p rbd ls | grep -c "$id\|^rbd_id.killed$" || :)
-    [ "$objects" -eq 3 ] || unfinished=$((unfinished + 1))
-    rbd rm --no-progress rbd/killed
-  fi
-  assert_eq "" "$(left)" "kill $n: objects"
-  assert_eq "" "$(rbd ls rbd)" "kill $n: names"
-done
-say "$unfinished of $kills kills left an unfinished image"
-same rbd size=20M -- --size 20M
-rbd rm --no-progress "${made[-1]}"
-rbd rm --no-progress "${made[-2]}"
 
 say "several create the same image: one does"
 for round in 1 2 3; do

@@ -422,6 +422,26 @@ class Image {
   std::unique_ptr<Maintenance> maintenance_;
 };
 
+template <class Request>
+bool Image::confirmed(Request&& request) {
+  for (;;) {
+    std::uint64_t overlap = 0;
+    ParentSpec parent;
+    {
+      const auto view = view_.read();
+      const bool missing = request(*view);
+      if (!missing || !doubtful(*view)) return missing;
+      overlap = view->overlap;
+      parent = view->parent_spec;
+    }
+    confirm_image();
+    // What has got another parent, or none, must be read anew: its own
+    // objects may have come in between.
+    const auto view = view_.read();
+    if (view->overlap == overlap && view->parent_spec == parent) return true;
+  }
+}
+
 }  // namespace nbdrados
 
 #endif

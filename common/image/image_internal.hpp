@@ -8,6 +8,9 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdint>
+#include <span>
+#include <utility>
+#include <vector>
 
 #include "layout/layout.hpp"
 
@@ -51,6 +54,11 @@ inline bool is_verdict(int code) {
 
 /// What requests fail with after such a verdict.
 inline int failure_for(int code) { return code == ESHUTDOWN ? ESHUTDOWN : EIO; }
+
+/// The parts of the image that some objects' extents are, joined where they
+/// touch, as offset and length; ascending.
+[[nodiscard]] std::vector<std::pair<std::uint64_t, std::uint64_t>>
+image_ranges(std::span<const ObjectExtent* const> extents);
 
 }  // namespace nbdrados
 

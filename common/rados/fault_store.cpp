@@ -52,6 +52,8 @@ std::string_view to_string(FaultStore::Kind kind) noexcept {
       return "notify_ack";
     case FaultStore::Kind::notify:
       return "notify";
+    case FaultStore::Kind::version:
+      return "version";
     case FaultStore::Kind::list:
       return "list";
     case FaultStore::Kind::list_watchers:
@@ -458,7 +460,16 @@ void FaultStore::notify_ack(const std::string& oid, std::uint64_t notify_id,
       }));
 }
 
-std::vector<std::string> FaultStore::list(bool (*wanted)(std::string_view)) {
+std::unique_ptr<Pending> FaultStore::version(const std::string& oid,
+                                             std::uint64_t* version) {
+  return submit({.kind = Kind::version, .oid = oid},
+                [this, oid, version](const Fault&) {
+                  return base_.version(oid, version)->wait();
+                });
+}
+
+std::vector<std::string> FaultStore::list(
+    const std::function<bool(std::string_view)>& wanted) {
   std::vector<std::string> names;
   std::exception_ptr thrown;
   const int r = run_now({.kind = Kind::list}, [&](const Fault&) {

@@ -61,6 +61,7 @@ class FaultStore : public ObjectStore {
     watch,
     notify_ack,
     notify,
+    version,
     list,
     list_watchers,
   };
@@ -176,8 +177,14 @@ class FaultStore : public ObjectStore {
   [[nodiscard]] std::unique_ptr<Pending> start_notify(
       const std::string& oid, std::string_view payload,
       std::chrono::milliseconds limit, std::string* reply) override;
+  [[nodiscard]] std::unique_ptr<Pending> version(
+      const std::string& oid, std::uint64_t* version) override;
   [[nodiscard]] std::vector<std::string> list(
-      bool (*wanted)(std::string_view)) override;
+      const std::function<bool(std::string_view)>& wanted) override;
+  /// Not an operation: no faults.
+  [[nodiscard]] std::optional<std::uint64_t> object_count() override {
+    return base_.object_count();
+  }
 
  private:
   struct Operation;

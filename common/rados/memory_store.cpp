@@ -543,6 +543,7 @@ void MemoryStore::put(const std::string& oid,
   const std::scoped_lock lock(mutex_);
   Entry& entry = objects_[oid];
   entry.head = std::move(object);
+  entry.version = ++last_version_;
   if (!entry.head) {
     lose_watches(oid);
     if (entry.clones.empty()) objects_.erase(oid);
@@ -605,7 +606,22 @@ int MemoryStore::map_extents(const std::string& oid, std::uint64_t offset,
   return 0;
 }
 
-std::vector<std::string> MemoryStore::list(bool (*wanted)(std::string_view)) {
+std::unique_ptr<Pending> MemoryStore::version(const std::string& oid,
+                                              std::uint64_t* version) {
+  const std::scoped_lock lock(mutex_);
+  const auto found = objects_.find(oid);
+  if (found == objects_.end() || !found->second.head) return done(-ENOENT);
+  *version = found->second.version;
+  return done(0);
+}
+
+std::optional<std::uint64_t> MemoryStore::object_count() {
+  const std::scoped_lock lock(mutex_);
+  return objects_.size();
+}
+
+std::vector<std::string> MemoryStore::list(
+    const std::function<bool(std::string_view)>& wanted) {
   const std::scoped_lock lock(mutex_);
   std::vector<std::string> names;
   for (const auto& [oid, entry] : objects_)
@@ -645,6 +661,7 @@ std::unique_ptr<Pending> MemoryStore::exec(const std::string& oid,
   if (existed || object) {
     Entry& entry = objects_[oid];
     entry.head = std::move(object);
+    entry.version = ++last_version_;
     if (!entry.head) {
       lose_watches(oid);
       if (entry.clones.empty()) objects_.erase(oid);
@@ -718,6 +735,7 @@ int MemoryStore::apply(const std::string& oid, const WriteOp& op,
     entry.clones.push_back(std::move(made_clone));
   }
   entry.seq = std::max(entry.seq, snapc.seq);
+  entry.version = ++last_version_;
   if (removed) lose_watches(oid);
   if (found == objects_.end()) {
     if (entry.head) objects_.emplace(oid, std::move(fresh));

@@ -181,8 +181,12 @@ class MemoryStore : public ObjectStore {
   [[nodiscard]] std::unique_ptr<Pending> start_notify(
       const std::string& oid, std::string_view payload,
       std::chrono::milliseconds limit, std::string* reply) override;
+  [[nodiscard]] std::unique_ptr<Pending> version(
+      const std::string& oid, std::uint64_t* version) override;
   [[nodiscard]] std::vector<std::string> list(
-      bool (*wanted)(std::string_view)) override;
+      const std::function<bool(std::string_view)>& wanted) override;
+  /// Exactly.
+  [[nodiscard]] std::optional<std::uint64_t> object_count() override;
 
  private:
   class MemoryWatch;
@@ -195,6 +199,7 @@ class MemoryStore : public ObjectStore {
   struct Entry {
     std::optional<MemoryObject> head;
     SnapId seq = 0;             // of the newest SnapContext that wrote it
+    std::uint64_t version = 0;  // of the head
     std::vector<Clone> clones;  // oldest first
   };
   struct WatchState {
@@ -239,6 +244,7 @@ class MemoryStore : public ObjectStore {
   std::map<std::uint64_t, WatchPtr> watches_;           // by cookie
   std::map<std::uint64_t, Notification> notifications_;  // by notify id
   std::uint64_t last_id_ = 0;
+  std::uint64_t last_version_ = 0;
   std::vector<std::jthread> callbacks_;  // last: joined first
 };
 

@@ -16,6 +16,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -310,10 +311,22 @@ class ObjectStore {
     return start_notify(oid, payload, limit, reply)->wait();
   }
 
-  /// Names of all objects of the pool and namespace that `wanted` accepts.
-  /// Blocks; throws Error.
+  /// Starts asking for the version of an object: a number that is another one
+  /// after each change of it, also when it was removed and made again
+  /// (user_version; ceph: src/osd/PrimaryLogPG.cc).  `version` must stay valid
+  /// until completion.
+  [[nodiscard]] virtual std::unique_ptr<Pending> version(
+      const std::string& oid, std::uint64_t* version) = 0;
+
+  /// Names of all objects of the pool and namespace that `wanted` accepts,
+  /// in any order.  Objects that only snapshots still have are among them.
+  /// Blocks.  Throws Error, and what `wanted` throws, which ends the listing.
   [[nodiscard]] virtual std::vector<std::string> list(
-      bool (*wanted)(std::string_view)) = 0;
+      const std::function<bool(std::string_view)>& wanted) = 0;
+
+  /// About how many objects list() has to go through, as the monitors knew
+  /// some seconds ago; none: they do not tell.  Blocks.
+  [[nodiscard]] virtual std::optional<std::uint64_t> object_count() = 0;
 };
 
 /// wait_for, then throws Error "`what`: reason" for a negative result.

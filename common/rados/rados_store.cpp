@@ -240,6 +240,23 @@ class StatPending final : public RadosPending {
   int finish(int r) override { return r < 0 ? r : op_result; }
 };
 
+class VersionPending final : public RadosPending {
+ public:
+  VersionPending(RadosStore& store, std::uint64_t* out)
+      : RadosPending(store), out_(out) {}
+  ~VersionPending() override { drain(); }
+  librados::ObjectReadOperation op;
+  int op_result = 0;
+
+ private:
+  int finish(int r) override {
+    if (r >= 0) r = op_result;
+    if (r >= 0) *out_ = completion()->get_version64();
+    return r;
+  }
+  std::uint64_t* out_;
+};
+
 class BytesPending final : public RadosPending {
  public:
   BytesPending(RadosStore& store, std::string* out)
@@ -402,6 +419,14 @@ class RadosCluster final : public Cluster {
 
   /// Returns when no watch callback is queued or under way.
   void flush_watches() { rados_.watch_flush(); }
+
+  std::optional<std::uint64_t> object_count(const std::string& pool) {
+    std::list<std::string> pools{pool};
+    std::map<std::string, librados::pool_stat_t> stats;
+    if (rados_.get_pool_stats(pools, stats) < 0 || stats.empty())
+      return std::nullopt;
+    return stats.begin()->second.num_objects;
+  }
 
   std::optional<std::string> ceph_option(const std::string& name) override {
     std::string value;
@@ -642,7 +667,18 @@ class RadosStore final : public ObjectStore {
                                         std::chrono::milliseconds limit,
                                         std::string* reply) override;
 
-  std::vector<std::string> list(bool (*wanted)(std::string_view)) override;
+  std::unique_ptr<Pending> version(const std::string& oid,
+                                   std::uint64_t* version) override {
+    auto p = std::make_unique<VersionPending>(*this, version);
+    p->op.stat2(nullptr, nullptr, &p->op_result);
+    p->submitted(io_.aio_operate(oid, p->completion(), &p->op, nullptr));
+    return p;
+  }
+
+  std::vector<std::string> list(
+      const std::function<bool(std::string_view)>& wanted) override;
+
+  std::optional<std::uint64_t> object_count() override;
 
  private:
   /// An IoCtx whose reads are of `snap`.  aio_read takes the snapshot as an
@@ -664,6 +700,9 @@ class RadosStore final : public ObjectStore {
   const bool copy_writes_;
   std::mutex mutex_;
   std::map<SnapId, librados::IoCtx> at_snap_;  // guarded by mutex_; nodes stay
+  std::optional<std::uint64_t> object_count_;  // guarded by mutex_
+  /// When the monitors were asked for it; guarded by mutex_.
+  std::chrono::steady_clock::time_point counted_{};
 };
 
 /// Whether a step is about no bytes, where it must be about some.  An OSD of
@@ -816,11 +855,31 @@ int RadosStore::map_extents(const std::string& oid, std::uint64_t offset,
   return 0;
 }
 
-std::vector<std::string> RadosStore::list(bool (*wanted)(std::string_view)) {
+std::optional<std::uint64_t> RadosStore::object_count() {
+  // The daemons report every few seconds, so asking more often is useless.
+  constexpr std::chrono::seconds fresh{5};
+  const auto now = std::chrono::steady_clock::now();
+  {
+    const std::scoped_lock lock(mutex_);
+    if (counted_ != std::chrono::steady_clock::time_point{} &&
+        now - counted_ < fresh)
+      return object_count_;
+  }
+  const auto count = cluster_->object_count(io_.get_pool_name());
+  const std::scoped_lock lock(mutex_);
+  object_count_ = count;
+  counted_ = now;
+  return count;
+}
+
+std::vector<std::string> RadosStore::list(
+    const std::function<bool(std::string_view)>& wanted) {
   std::vector<std::string> names;
   try {
     for (auto it = io_.nobjects_begin(); it != io_.nobjects_end(); ++it)
       if (wanted(it->get_oid())) names.push_back(it->get_oid());
+  } catch (const Error&) {
+    throw;  // of `wanted`
   } catch (const std::exception& e) {
     throw Error(EIO, std::string("cannot list the pool's objects: ") +
                          e.what());

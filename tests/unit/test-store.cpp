@@ -215,6 +215,8 @@ class MemoryStoreTest : public CppUnit::TestFixture {
   CPPUNIT_TEST(map_extents_of_snapshots);
   CPPUNIT_TEST(list);
   CPPUNIT_TEST(find_and_put);
+  CPPUNIT_TEST(versions);
+  CPPUNIT_TEST(listing_ends_early);
   CPPUNIT_TEST(notify_reaches_watchers);
   CPPUNIT_TEST(notify_times_out);
   CPPUNIT_TEST(notify_without_watchers);
@@ -912,6 +914,55 @@ class MemoryStoreTest : public CppUnit::TestFixture {
     CPPUNIT_ASSERT(!std::is_sorted(names.begin(), names.end()));
   }
 
+  void versions() {
+    const auto version = [&](const std::string& oid) {
+      std::uint64_t v = 0;
+      const int r = store_.version(oid, &v)->wait();
+      return r < 0 ? 0 : v;
+    };
+    store_.on_exec("c", "set", [](auto& object, auto input, auto&) {
+      if (!object) object.emplace();
+      object->omap["k"] = input;
+      return 0;
+    });
+    CPPUNIT_ASSERT_EQUAL(std::uint64_t{0}, version("x"));
+    std::set<std::uint64_t> seen;
+    const auto changed = [&] { return seen.insert(version("x")).second; };
+    std::string out;
+    CPPUNIT_ASSERT_EQUAL(0, write_at(store_, "x", 0, "1"));
+    CPPUNIT_ASSERT(changed());
+    CPPUNIT_ASSERT_EQUAL(0, write_at(store_, "x", 0, "1", snaps(2, {2})));
+    CPPUNIT_ASSERT(changed());
+    CPPUNIT_ASSERT_EQUAL(0, store_.exec("x", "c", "set", "v", &out)->wait());
+    CPPUNIT_ASSERT(changed());
+    CPPUNIT_ASSERT_EQUAL(
+        0, store_.write("x", WriteOp().remove(), snaps(2, {2}))->wait());
+    CPPUNIT_ASSERT_EQUAL(std::uint64_t{0}, version("x"));
+    CPPUNIT_ASSERT_EQUAL(0, write_at(store_, "x", 0, "1"));
+    CPPUNIT_ASSERT(changed());
+    CPPUNIT_ASSERT_EQUAL(std::string("1"), content(store_, "x"));
+    CPPUNIT_ASSERT_EQUAL(0, write_at(store_, "y", 0, "1"));
+    CPPUNIT_ASSERT(!changed());
+    CPPUNIT_ASSERT(store_.object_count() == 2);
+  }
+
+  void listing_ends_early() {
+    for (int i = 0; i < 10; ++i)
+      CPPUNIT_ASSERT_EQUAL(
+          0, write_at(store_, "a." + std::to_string(i), 0, "x"));
+    int seen = 0;
+    try {
+      (void)store_.list([&](std::string_view) -> bool {
+        if (++seen == 4) throw Error(ETIME, "enough");
+        return true;
+      });
+      CPPUNIT_FAIL("no exception");
+    } catch (const Error& e) {
+      CPPUNIT_ASSERT_EQUAL(ETIME, e.code());
+    }
+    CPPUNIT_ASSERT_EQUAL(4, seen);
+  }
+
   void find_and_put() {
     CPPUNIT_ASSERT(!store_.find("x"));
     MemoryObject object;
@@ -1268,8 +1319,14 @@ class FaultStoreTest : public CppUnit::TestFixture {
     CPPUNIT_ASSERT_EQUAL(0, store_->exec("x", "c", "m", "hi", &all)->wait());
     CPPUNIT_ASSERT_EQUAL(std::string("hi!"), all);
     CPPUNIT_ASSERT_EQUAL(std::size_t{2}, store_->list(any_name).size());
+    CPPUNIT_ASSERT(store_->object_count() == 2);
+    std::uint64_t before = 0;
+    std::uint64_t after = 0;
+    CPPUNIT_ASSERT_EQUAL(0, store_->version("x", &before)->wait());
     CPPUNIT_ASSERT_EQUAL(
         0, write_at(*store_, "x", 0, "new", snaps(4, {4})));
+    CPPUNIT_ASSERT_EQUAL(0, store_->version("x", &after)->wait());
+    CPPUNIT_ASSERT(before != after);
     CPPUNIT_ASSERT_EQUAL(std::string("01AB456789"),
                          content(*store_, "x", 4));
     CPPUNIT_ASSERT_EQUAL(std::uint64_t{0}, store_->hits());

@@ -55,7 +55,9 @@ std::unique_ptr<ImageFormat> ImageFormat::open_parent(const ParentSpec&) {
 std::shared_ptr<ObjectMap> ImageFormat::open_map(std::uint64_t) {
   throw Error(ENOTSUP, "this format has no object map");
 }
-std::optional<ObjectStates> ImageFormat::read_map() { return std::nullopt; }
+std::shared_ptr<const ObjectStates> ImageFormat::read_map() {
+  return nullptr;
+}
 void ImageFormat::invalidate_map(SnapId) {
   throw Error(ENOTSUP, "this format has no object map");
 }
@@ -126,7 +128,15 @@ void Image::publish(View view) {
   view.needs_lock = writable_ && view.lockable && !locked_;
   // While notifications may be missing, the lock may have been too.
   view.map = locked_ && view.mappable && !view.hold_writes ? map_ : nullptr;
+  view.known =
+      (view.snap != snap_head || locked_) && !view.hold_writes && !late_writes_;
   if (view == last_) return;
+  if (view.snap != snap_head &&
+      (view.size != last_.size || view.overlap != last_.overlap ||
+       view.parent_spec != last_.parent_spec)) {
+    known_.reset(traits_.layout.object_count(view.size));
+    map_learnt_ = false;
+  }
   last_ = view;
   view_.store(std::make_unique<View>(std::move(view)));
   {
@@ -207,6 +217,7 @@ void Image::publish_locked() {
   const std::scoped_lock lock(state_mutex_);
   locked_ = true;
   map_ = std::move(map);
+  known_.reset(traits_.layout.object_count(view.size));
   publish(std::move(view));
   last_verdict_ = mine;
 }
@@ -220,6 +231,7 @@ std::shared_ptr<ObjectMap> Image::publish_unlocked() {
     publish(last_);
   }
   view_.synchronize();
+  known_.reset(0);
   return map;
 }
 
@@ -257,6 +269,12 @@ void Image::fail_for_good(int code, const std::string& reason) {
   lost_ = code;
   lost_reason_ = reason;
   holding_ = false;
+  publish(last_);
+}
+
+void Image::distrust() {
+  if (late_writes_.exchange(true)) return;
+  const std::scoped_lock lock(state_mutex_);
   publish(last_);
 }
 
@@ -345,16 +363,18 @@ bool Image::read_parent(const View& view, char* buffer, std::uint64_t length,
 
 bool Image::read_backing(char* buffer, std::uint64_t length,
                          std::uint64_t offset) {
-  return confirmed([&](const View& view) {
+  const bool missing = confirmed([&](const View& view) {
     // Another size than the overlap says is not expected, and harmless.
     const std::uint64_t n =
         offset < view.size ? std::min(length, view.size - offset) : 0;
     check_request(view, n, std::min(offset, view.size));
-    bool missing = n != length;
-    if (n != 0) missing |= read_view(view, buffer, n, offset);
+    bool lacks = n != length;
+    if (n != 0) lacks |= read_view(view, buffer, n, offset);
     std::memset(buffer + n, 0, length - n);
-    return missing;
+    return lacks;
   });
+  if (missing) learn_from_map();
+  return missing;
 }
 
 bool Image::read_chunk(const View& view, char* buffer, std::uint64_t length,
@@ -368,14 +388,16 @@ bool Image::read_chunk(const View& view, char* buffer, std::uint64_t length,
   const Fragment first = traits_.layout.locate(offset, length);
   if (first.length == length) {
     int result = -ENOENT;
-    if (!absent(view, first.object_no)) {
+    const bool sure = known_absent(view, first.object_no);
+    if (!sure && !absent(view, first.object_no)) {
       const MutablePiece piece{buffer, length};
       result = data_.read(object_name(first.object_no), first.object_offset,
                           {&piece, 1}, view.snap)
                    ->wait();
       if (result != -ENOENT) settle(result, {&piece, 1}, first.object_no);
     }
-    return result == -ENOENT && read_parent(view, buffer, length, offset);
+    return result == -ENOENT && read_parent(view, buffer, length, offset) &&
+           !(sure && view.overlap == 0);
   }
 
   const std::vector<ObjectExtent> extents = traits_.layout.cut(offset, length);
@@ -390,11 +412,17 @@ bool Image::read_chunk(const View& view, char* buffer, std::uint64_t length,
   // Declared after the pieces: destroyed, and so drained, before them.
   std::vector<std::unique_ptr<Pending>> pending(extents.size());
   const MutablePiece* next = pieces.data();
+  bool sure = view.overlap == 0;
   for (std::size_t i = 0; i < extents.size(); ++i) {
     const ObjectExtent& e = extents[i];
-    if (!absent(view, e.object_no))
+    if (known_absent(view, e.object_no)) {
+      // Nothing to ask.
+    } else if (absent(view, e.object_no)) {
+      sure = false;
+    } else {
       pending[i] = data_.read(object_name(e.object_no), e.offset,
                               {next, e.parts.size()}, view.snap);
+    }
     next += e.parts.size();
   }
   for (const auto& p : pending)
@@ -404,16 +432,18 @@ bool Image::read_chunk(const View& view, char* buffer, std::uint64_t length,
   for (std::size_t i = 0; i < extents.size(); ++i) {
     const std::size_t n = extents[i].parts.size();
     const int result = pending[i] ? pending[i]->wait() : -ENOENT;
-    if (result == -ENOENT)
+    if (result == -ENOENT) {
       missing.push_back(&extents[i]);
-    else
+      if (pending[i]) sure = false;
+    } else {
       settle(result, {next, n}, extents[i].object_no);
+    }
     next += n;
   }
   bool zeros = false;
   for (const auto& [at, n] : image_ranges(missing))
     zeros |= read_parent(view, buffer + (at - offset), n, at);
-  return zeros;
+  return zeros && !sure;
 }
 
 bool Image::read_view(const View& view, char* buffer, std::uint64_t length,
@@ -431,10 +461,12 @@ bool Image::read_view(const View& view, char* buffer, std::uint64_t length,
 }
 
 void Image::read(char* buffer, std::uint64_t length, std::uint64_t offset) {
-  (void)confirmed([&](const View& view) {
+  const bool missing = confirmed([&](const View& view) {
     check_request(view, length, offset);
     return read_view(view, buffer, length, offset);
   });
+  // The next one need not ask for what is not there.
+  if (missing) learn_from_map();
 }
 
 }  // namespace nbdrados

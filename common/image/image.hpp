@@ -53,6 +53,8 @@
 #include <utility>
 #include <vector>
 
+#include "image/extents_mode.hpp"
+#include "image/known_extents.hpp"
 #include "image/lock_mode.hpp"
 #include "image/object_guards.hpp"
 #include "image/object_map.hpp"
@@ -129,6 +131,8 @@ struct View {
   bool needs_lock = false;
   /// The header may have changed: writes wait.
   bool hold_writes = false;
+  /// What is known of its objects holds (see known_extents.hpp).
+  bool known = false;
   /// Not 0: every request fails with this positive errno and `reason`.
   int failure = 0;
   std::string reason = {};
@@ -172,11 +176,14 @@ class ImageFormat {
   /// EINVAL or EIO where it cannot be believed.
   [[nodiscard]] virtual std::shared_ptr<ObjectMap> open_map(
       std::uint64_t objects);
-  /// The object map of what is read, as it is in the pool; none where there
+  /// The object map of what is read, as it is in the pool; null where there
   /// is no map or it cannot be believed.  It is right for some moment during
   /// the call, whoever holds the lock: an owner changes the map before it
-  /// makes an object.  Thread-safe.  Throws Error.
-  [[nodiscard]] virtual std::optional<ObjectStates> read_map();
+  /// makes an object, and says that the map is invalid before it goes on
+  /// without.  The last one is kept, two bits an object, and only read again
+  /// when a version has changed (see known_extents.hpp).  Thread-safe.  Throws
+  /// Error.
+  [[nodiscard]] virtual std::shared_ptr<const ObjectStates> read_map();
   /// Marks the object map of the head, or of a snapshot, as not to be
   /// believed; the lock is held.  Thread-safe.  Throws Error.
   virtual void invalidate_map(SnapId snap);
@@ -196,6 +203,7 @@ class ImageFormat {
 struct ImageOptions {
   bool writable = false;
   LockMode lock = LockMode::exclusive;
+  ExtentsMode extents = ExtentsMode::exact;
   /// At open, wait until a dead owner of the lock counts as dead, instead of
   /// failing at once.
   bool break_lock = false;
@@ -267,7 +275,8 @@ class Image {
   /// different kinds, the first from `offset`.  At least one extent, and the
   /// whole range unless `one` is set (then at least the first extent) or
   /// time runs out: a call works about extents_time, and the rest is for the
-  /// next call.  Never calls data a hole.
+  /// next call.  A hole at the end may go on behind the range, as far as that
+  /// is known.  Never calls data a hole.
   [[nodiscard]] std::vector<Extent> extents(std::uint64_t length,
                                             std::uint64_t offset, bool one);
   static constexpr std::chrono::milliseconds extents_time{100};
@@ -300,13 +309,28 @@ class Image {
                                  std::uint64_t length, std::uint64_t offset);
   [[nodiscard]] bool read_backing(char* buffer, std::uint64_t length,
                                   std::uint64_t offset);
-  /// `states`: the object map, if it has been read.
-  [[nodiscard]] bool find_data(const View& view, const ObjectStates* states,
+
+  // Block status: see image_extents.cpp.
+  struct Existing;
+  struct Findings;
+  [[nodiscard]] bool find_data(const View& view, const Existing& existing,
                                std::uint64_t length, std::uint64_t offset,
+                               Findings& findings,
                                std::vector<Fragment>& data);
-  /// The object map, where it is worth to read it for so many bytes.
-  [[nodiscard]] std::optional<ObjectStates> read_map(const View& view,
-                                                     std::uint64_t length);
+  [[nodiscard]] Existing existing_objects(const View& view,
+                                          std::uint64_t length,
+                                          std::uint64_t offset,
+                                          Findings& findings);
+  [[nodiscard]] bool list_existing(std::uint64_t first, std::uint64_t count,
+                                   std::vector<bool>& exists);
+  [[nodiscard]] std::uint64_t end_of_absent(const View& view,
+                                            const Existing& existing,
+                                            std::uint64_t offset,
+                                            std::uint64_t end) const;
+  void learn(Findings& findings);
+  /// Of a snapshot that has an object map: learns which objects do not exist,
+  /// so that they need not be read.
+  void learn_from_map();
   [[nodiscard]] bool find_backing_data(std::uint64_t length,
                                        std::uint64_t offset,
                                        std::vector<Fragment>& data);
@@ -322,6 +346,13 @@ class Image {
                                    std::uint64_t object_no) noexcept {
     return view.map && !view.map->may_exist(object_no);
   }
+  /// Whether it is known, and needs no confirmation.
+  [[nodiscard]] bool known_absent(const View& view,
+                                  std::uint64_t object_no) const noexcept {
+    return view.known && known_.absent(object_no);
+  }
+  /// What is known of objects is not to be believed any more.
+  void distrust();
 
   // Writing.
   /// Calls `request` with the View, once writes are possible.
@@ -413,6 +444,13 @@ class Image {
   std::optional<Error> refusal_;    // guarded by hold_mutex_: the last one
 
   ObjectGuards guards_;
+  KnownExtents known_;
+  /// A write was given up that may still be carried out.
+  std::atomic<bool> late_writes_{false};
+  /// Set by who takes it upon himself to learn from the map.
+  std::atomic<bool> map_learnt_{false};
+  /// What listing the pool has taken, in microseconds; 0: not yet known.
+  std::atomic<std::int64_t> listing_time_{0};
 
   /// Objects that are being copied up.
   std::mutex copy_ups_mutex_;

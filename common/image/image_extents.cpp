@@ -4,13 +4,27 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <functional>
+#include <limits>
 #include <utility>
 
 #include "image/image.hpp"
 #include "image/image_internal.hpp"
 #include "rados/error.hpp"
+#include "rbd/encoding.hpp"
 
 namespace nbdrados {
+
+namespace {
+
+/// What NBD can say in one extent, in bytes (NBD protocol: the length in
+/// NBD_REPLY_TYPE_BLOCK_STATUS has 32 bits), rounded down so that the next
+/// request begins at no odd place.  nbdkit 1.32.5 aborts on a longer one that
+/// begins where a request of 2^32-1 bytes does (nbdkit: server/protocol.c,
+/// extents_to_block_descriptors).
+constexpr std::uint64_t longest_extent = (std::uint64_t{1} << 32) - (1 << 20);
+
+}  // namespace
 
 std::vector<std::pair<std::uint64_t, std::uint64_t>> image_ranges(
     std::span<const ObjectExtent* const> extents) {
@@ -31,29 +45,206 @@ std::vector<std::pair<std::uint64_t, std::uint64_t>> image_ranges(
   return parts;
 }
 
-std::optional<ObjectStates> Image::read_map(const View& view,
-                                            std::uint64_t length) {
-  // For a few objects it is cheaper to ask them.
-  constexpr std::uint64_t few = 8;
-  if (view.map || !view.mappable || view.hold_writes ||
-      length / unit_size(traits_.layout) < few)
-    return std::nullopt;
-  return format_->read_map();
+/// Which objects exist, as far as it is known without asking for each.
+struct Image::Existing {
+  /// Whether an object may exist.  Empty: that is not known.
+  std::function<bool(std::uint64_t object_no)> may_exist = {};
+  /// What does not exist needs no confirmation.
+  bool sure = false;
+};
+
+/// What a request finds out.  It is learnt when the request is over, because
+/// then it is confirmed.
+struct Image::Findings {
+  /// Where there is something to learn.
+  std::unique_ptr<KnownExtents::Learning> learning = {};
+  std::vector<std::uint64_t> absent = {};
+  std::vector<std::pair<std::uint64_t, std::vector<ObjectRange>>> ranges = {};
+  /// Whether all objects have been listed, and which there are.
+  bool listed = false;
+  std::vector<bool> existing = {};
+
+  Findings(Image& image) {
+    if (image.view_.read()->known)
+      learning = std::make_unique<KnownExtents::Learning>(image.known_);
+  }
+  void clear() {
+    absent.clear();
+    ranges.clear();
+    listed = false;
+  }
+};
+
+void Image::learn(Findings& findings) {
+  if (!findings.learning) return;
+  for (const std::uint64_t n : findings.absent)
+    findings.learning->learn_absent(n);
+  for (auto& [n, ranges] : findings.ranges)
+    findings.learning->learn(n, std::move(ranges));
+  if (findings.listed)
+    findings.learning->learn_existing([&](std::uint64_t n) {
+      return n >= findings.existing.size() || findings.existing[n];
+    });
 }
 
-bool Image::find_data(const View& view, const ObjectStates* states,
+void Image::learn_from_map() {
+  {
+    const auto view = view_.read();
+    if (view->snap == snap_head || !view->known || !view->mappable ||
+        known_.knows_all_absent() || map_learnt_.exchange(true))
+      return;
+  }
+  try {
+    KnownExtents::Learning learning(known_);
+    if (const auto map = format_->read_map())
+      learning.learn_existing([&](std::uint64_t n) {
+        return n >= map->size() || (*map)[n] != ObjectState::nonexistent;
+      });
+  } catch (const Error&) {
+    // It was only to save work.
+  }
+}
+
+/// Sets exists[n] for the objects [first, first + count) that are listed;
+/// false: it is not worth it, or takes too long.
+bool Image::list_existing(std::uint64_t first, std::uint64_t count,
+                          std::vector<bool>& exists) {
+  using Clock = std::chrono::steady_clock;
+  using std::chrono::microseconds;
+  // A listing goes through all the pool, one placement group after the other.
+  // Measured with 16.2.15: 1.1 us an object, and asking for an object that
+  // does not exist 20 us, many at a time.
+  constexpr microseconds stat_time{20};
+  constexpr std::uint64_t objects_per_stat = 16;
+  constexpr std::uint64_t few = 128;
+  constexpr std::uint64_t most = 262'144;
+  const auto asking = stat_time * static_cast<std::int64_t>(
+                                      std::min<std::uint64_t>(count, most));
+  if (count < few || listing_time_.load() > asking.count()) return false;
+  const auto in_pool = data_.object_count();
+  if (!in_pool || *in_pool > most || *in_pool / objects_per_stat > count)
+    return false;
+
+  const std::string& prefix = traits_.object_prefix;
+  exists.assign(count, false);
+  // The pool's own count is some seconds old.
+  std::uint64_t seen = 0;
+  const std::uint64_t limit = std::min(most, count * objects_per_stat);
+  const auto note = [&](std::string_view oid) {
+    if (++seen > limit) throw Error(ETIME, "the listing takes too long");
+    const auto n = parse_numbered_oid(oid, prefix, traits_.name_digits);
+    if (n && *n >= first && *n - first < count) exists[*n - first] = true;
+    return false;  // No list of names is needed.
+  };
+  const auto start = Clock::now();
+  bool done = true;
+  try {
+    (void)data_.list(note);
+  } catch (const Error&) {
+    // Asking for each object says what is wrong, if something is.
+    done = false;
+  }
+  const auto took =
+      std::chrono::duration_cast<microseconds>(Clock::now() - start);
+  // The least time says what the listing takes when nothing else disturbs.
+  const std::int64_t before = listing_time_.load();
+  if (!done)
+    listing_time_ = std::numeric_limits<std::int64_t>::max();
+  else if (before == 0 || took.count() < before)
+    listing_time_ = std::max<std::int64_t>(took.count(), 1);
+  return done;
+}
+
+Image::Existing Image::existing_objects(const View& view, std::uint64_t length,
+                                        std::uint64_t offset,
+                                        Findings& findings) {
+  if (view.known && known_.knows_all_absent())
+    return {.may_exist =
+                [this](std::uint64_t n) { return !known_.absent(n); },
+            .sure = true};
+  if (view.map)
+    return {.may_exist = [map = view.map.get()](std::uint64_t n) {
+      return map->may_exist(n);
+    }};
+  // For a few objects it is cheaper to ask them.
+  constexpr std::uint64_t few = 8;
+  if (view.hold_writes || length / unit_size(traits_.layout) < few) return {};
+
+  const bool learning = view.known && findings.learning != nullptr;
+  if (view.mappable) {
+    if (const auto map = format_->read_map()) {
+      if (learning) {
+        findings.listed = true;
+        findings.existing.assign(map->size(), false);
+        for (std::uint64_t n = 0; n < map->size(); ++n)
+          findings.existing[n] = (*map)[n] != ObjectState::nonexistent;
+      }
+      return {.may_exist = [map](std::uint64_t n) {
+        return n >= map->size() || (*map)[n] != ObjectState::nonexistent;
+      }};
+    }
+  }
+
+  // Without a map, the pool may have so few objects that it is cheaper to
+  // list them.  What can be kept is worth to be complete.
+  const Layout& layout = traits_.layout;
+  const std::uint64_t all = layout.object_count(view.size);
+  if (learning && list_existing(0, all, findings.existing)) {
+    findings.listed = true;
+    return {.may_exist = [&findings](std::uint64_t n) {
+      return n >= findings.existing.size() || findings.existing[n];
+    }};
+  }
+  const std::uint64_t set = layout.object_set_size();
+  const std::uint64_t first = offset / set * layout.stripe_count();
+  const std::uint64_t sets = (offset + length - 1) / set - offset / set + 1;
+  const std::uint64_t count = std::min(sets * layout.stripe_count(),
+                                       all - std::min(first, all));
+  auto listed = std::make_shared<std::vector<bool>>();
+  if (!list_existing(first, count, *listed)) return {};
+  return {.may_exist = [listed, first](std::uint64_t n) {
+    return n < first || n - first >= listed->size() || (*listed)[n - first];
+  }};
+}
+
+/// Where the first object set after `offset` begins that may have an object,
+/// but at most `end`; `offset` where its own set may have one.
+std::uint64_t Image::end_of_absent(const View& view, const Existing& existing,
+                                   std::uint64_t offset,
+                                   std::uint64_t end) const {
+  if (!existing.may_exist || offset < view.overlap) return offset;
+  const std::uint64_t set = traits_.layout.object_set_size();
+  const std::uint64_t per_set = traits_.layout.stripe_count();
+  std::uint64_t at = offset;
+  for (std::uint64_t n = offset / set * per_set; at < end;) {
+    for (std::uint64_t i = 0; i < per_set; ++i, ++n)
+      if (existing.may_exist(n)) return at;
+    at = (at / set + 1) * set;
+  }
+  return std::min(at, end);
+}
+
+bool Image::find_data(const View& view, const Existing& existing,
                       std::uint64_t length, std::uint64_t offset,
-                      std::vector<Fragment>& data) {
+                      Findings& findings, std::vector<Fragment>& data) {
   struct Object {
     const ObjectExtent* extent;
     std::uint64_t size = 0;
     int result = 0;
-    std::vector<ObjectRange> ranges;
+    std::vector<ObjectRange> ranges = {};
   };
   const Layout& layout = traits_.layout;
   const std::vector<ObjectExtent> extents = layout.cut(offset, length);
+  const bool exact = options_.extents == ExtentsMode::exact;
+  const bool learning = view.known && findings.learning != nullptr;
   /// What the parent, if any, has instead.
   std::vector<const ObjectExtent*> gone;
+  bool sure = true;
+  const auto found_absent = [&](const ObjectExtent& e) {
+    gone.push_back(&e);
+    sure = false;
+    if (learning) findings.absent.push_back(e.object_no);
+  };
 
   const auto stat = [&](std::vector<Object>& objects) {
     std::vector<std::unique_ptr<Pending>> pending;
@@ -66,73 +257,97 @@ bool Image::find_data(const View& view, const ObjectStates* states,
   };
 
   std::vector<Object> objects;
+  std::vector<Object> settled;
   objects.reserve(extents.size());
   for (const ObjectExtent& e : extents) {
-    if (absent(view, e.object_no) ||
-        (states != nullptr && e.object_no < states->size() &&
-         (*states)[e.object_no] == ObjectState::nonexistent)) {
+    Object o{.extent = &e};
+    if (known_absent(view, e.object_no)) {
       gone.push_back(&e);
+    } else if (existing.may_exist && !existing.may_exist(e.object_no)) {
+      gone.push_back(&e);
+      sure = sure && existing.sure;
+    } else if (existing.may_exist && !exact) {
+      o.ranges.push_back({e.offset, e.length});
+      settled.push_back(std::move(o));
+    } else if (view.known && known_.find(e.object_no, &o.ranges)) {
+      settled.push_back(std::move(o));
     } else {
-      objects.emplace_back();
-      objects.back().extent = &e;
+      objects.push_back(std::move(o));
     }
   }
 
   // Most objects of a sparse image do not exist.  Asking for their size is
   // asynchronous, mapping them is not; so ask first, unless there is only
-  // one, or the object map has told which exist.
-  if (objects.size() > 1 && states == nullptr && !view.map) {
+  // one, or it is known which exist.
+  if (objects.size() > 1 && !existing.may_exist) {
     stat(objects);
     std::erase_if(objects, [&](const Object& o) {
       if (o.result < 0 && o.result != -ENOENT)
         object_error(-o.result, "cannot stat", o.extent->object_no);
-      if (o.result == -ENOENT) gone.push_back(o.extent);
+      if (o.result == -ENOENT) found_absent(*o.extent);
       return o.result == -ENOENT || o.size <= o.extent->offset;
     });
   }
 
   options_.workers->for_each(objects.size(), [&](std::size_t i) {
     Object& o = objects[i];
+    if (!exact) {
+      o.result = -EOPNOTSUPP;
+      return;
+    }
+    std::uint64_t start = o.extent->offset;
     std::uint64_t bytes = o.extent->length;
-    if (o.size != 0) bytes = std::min(bytes, o.size - o.extent->offset);
-    o.result = data_.map_extents(object_name(o.extent->object_no),
-                                 o.extent->offset, bytes, view.snap,
-                                 &o.ranges);
+    if (o.size != 0) bytes = std::min(bytes, o.size - start);
+    // What is learnt, is the whole object.
+    if (learning) {
+      start = 0;
+      bytes = layout.object_size();
+    }
+    o.result = data_.map_extents(object_name(o.extent->object_no), start,
+                                 bytes, view.snap, &o.ranges);
   });
 
   std::vector<Object> unmapped;
   for (Object& o : objects) {
     if (o.result == -EOPNOTSUPP) {
-      // This pool cannot map (it is erasure-coded): the object is data as
-      // far as it goes.
-      unmapped.push_back({o.extent, 0, 0, {}});
+      // This pool cannot map (it is erasure-coded), or is not to: the object
+      // is data as far as it goes.
+      unmapped.push_back({.extent = o.extent});
     } else if (o.result == -ENOENT) {
-      gone.push_back(o.extent);
+      found_absent(*o.extent);
     } else if (o.result < 0) {
       object_error(-o.result, "cannot map", o.extent->object_no);
+    } else {
+      if (learning)
+        findings.ranges.emplace_back(o.extent->object_no, o.ranges);
+      settled.push_back(std::move(o));
     }
   }
   if (!unmapped.empty()) {
     stat(unmapped);
     for (Object& o : unmapped) {
       if (o.result == -ENOENT) {
-        gone.push_back(o.extent);
+        found_absent(*o.extent);
         continue;
       }
       if (o.result < 0)
         object_error(-o.result, "cannot stat", o.extent->object_no);
-      const std::uint64_t end =
-          std::min(o.size, o.extent->offset + o.extent->length);
-      if (end > o.extent->offset)
-        o.ranges.push_back({o.extent->offset, end - o.extent->offset});
-      objects.push_back(std::move(o));
+      if (o.size != 0) o.ranges.push_back({0, o.size});
+      if (learning)
+        findings.ranges.emplace_back(o.extent->object_no, o.ranges);
+      settled.push_back(std::move(o));
     }
   }
 
-  for (const Object& o : objects)
-    for (const ObjectRange& range : o.ranges)
-      for (Fragment f : layout.image_parts(o.extent->object_no, range.offset,
-                                           range.length)) {
+  for (const Object& o : settled)
+    for (const ObjectRange& range : o.ranges) {
+      const std::uint64_t start = std::max(range.offset, o.extent->offset);
+      const std::uint64_t stop =
+          std::min(range.offset + range.length,
+                   o.extent->offset + o.extent->length);
+      if (start >= stop) continue;
+      for (Fragment f :
+           layout.image_parts(o.extent->object_no, start, stop - start)) {
         // An object's range between two parts of the request can hold parts
         // of the image outside of it.
         const std::uint64_t from = std::max(f.image_offset, offset);
@@ -144,12 +359,13 @@ bool Image::find_data(const View& view, const ObjectStates* states,
         f.length = to - from;
         data.push_back(f);
       }
+    }
 
   bool missing = false;
   for (const auto& [at, n] : image_ranges(gone)) {
     const std::uint64_t backed_length =
         at < view.overlap ? std::min(n, view.overlap - at) : 0;
-    missing |= backed_length != n;
+    missing |= backed_length != n && !sure;
     if (backed_length != 0)
       missing |= view.parent->find_backing_data(backed_length, at, data);
   }
@@ -162,31 +378,45 @@ bool Image::find_data(const View& view, const ObjectStates* states,
 bool Image::find_backing_data(std::uint64_t length, std::uint64_t offset,
                               std::vector<Fragment>& data) {
   const std::size_t before = data.size();
-  return confirmed([&](const View& view) {
+  Findings findings(*this);
+  const bool missing = confirmed([&](const View& view) {
+    findings.clear();
     data.resize(before);
     const std::uint64_t end =
         std::max(offset, std::min(offset + length, view.size));
     check_request(view, end - offset, std::min(offset, view.size));
-    bool missing = end != offset + length;
-    const auto states = read_map(view, end - offset);
+    bool lacks = end != offset + length;
+    if (end == offset) return lacks;
+    const Existing existing =
+        existing_objects(view, end - offset, offset, findings);
     std::vector<Fragment> found;
     for (std::uint64_t at = offset; at < end;) {
+      const std::uint64_t next = end_of_absent(view, existing, at, end);
+      if (next != at) {
+        lacks |= !existing.sure;
+        at = next;
+        continue;
+      }
       const std::uint64_t stop =
           chunk_end(at, end, chunk_units(traits_.layout));
       found.clear();
-      missing |= find_data(view, states ? &*states : nullptr, stop - at, at,
-                           found);
+      lacks |= find_data(view, existing, stop - at, at, findings, found);
       data.insert(data.end(), found.begin(), found.end());
       at = stop;
     }
-    return missing;
+    return lacks;
   });
+  learn(findings);
+  return missing;
 }
 
 std::vector<Extent> Image::extents(std::uint64_t length, std::uint64_t offset,
                                    bool one) {
   using Clock = std::chrono::steady_clock;
-  const auto deadline = Clock::now() + extents_time;
+  const auto start = Clock::now();
+  const auto spent = [&](std::chrono::milliseconds time) {
+    return Clock::now() - start >= time;
+  };
   std::vector<Extent> list;
   const auto append = [&list](std::uint64_t at, std::uint64_t n, bool data) {
     if (n == 0) return;
@@ -195,23 +425,40 @@ std::vector<Extent> Image::extents(std::uint64_t length, std::uint64_t offset,
     else
       list.push_back({at, n, data});
   };
+  if (options_.extents == ExtentsMode::off) {
+    check_request(*view_.read(), length, offset);
+    append(offset, length, true);
+    return list;
+  }
 
+  Findings findings(*this);
   (void)confirmed([&](const View& view) {
     check_request(view, length, offset);
     list.clear();
+    findings.clear();
     const std::uint64_t end = offset + length;
     bool missing = false;
     // Small steps first: a client that wants one extent often has it in the
     // first object.
-    std::uint64_t units = one ? 1 : 256;
-    std::optional<ObjectStates> states;
-    if (!one) states = read_map(view, length);
+    const std::uint64_t most_units = chunk_units(traits_.layout);
+    std::uint64_t units = one ? 1 : std::min<std::uint64_t>(256, most_units);
+    Existing existing = existing_objects(
+        view, one ? std::min(length, unit_size(traits_.layout)) : length,
+        offset, findings);
+    bool asked = !one;
     std::vector<Fragment> data;
+    const auto skip_absent = [&](std::uint64_t from, std::uint64_t to) {
+      const std::uint64_t next = end_of_absent(view, existing, from, to);
+      if (next != from) missing |= !existing.sure;
+      append(from, next - from, false);
+      return next;
+    };
     for (std::uint64_t at = offset; at < end;) {
+      at = skip_absent(at, end);
+      if (at == end || (one && list.size() > 1)) break;
       const std::uint64_t stop = chunk_end(at, end, units);
       data.clear();
-      missing |= find_data(view, states ? &*states : nullptr, stop - at, at,
-                           data);
+      missing |= find_data(view, existing, stop - at, at, findings, data);
       for (const Fragment& f : data) {
         const std::uint64_t from = std::max(at, f.image_offset);
         const std::uint64_t to = f.image_offset + f.length;
@@ -222,12 +469,24 @@ std::vector<Extent> Image::extents(std::uint64_t length, std::uint64_t offset,
       }
       append(at, stop - at, false);
       at = stop;
-      if ((one && list.size() > 1) || Clock::now() >= deadline) break;
-      if (!states) states = read_map(view, end - at);
-      units = std::min(units * 4, chunk_units(traits_.layout));
+      if ((one && list.size() > 1) || spent(extents_time)) break;
+      if (!asked && at != end) {
+        existing = existing_objects(view, end - at, at, findings);
+        asked = true;
+      }
+      // Longer steps, as long as they are quick.
+      if (!spent(extents_time / 8)) units = std::min(units * 4, most_units);
     }
+    // NBD lets the last extent go on behind the range.
+    if (!one && !list.empty() && !list.back().data &&
+        list.back().offset + list.back().length == end &&
+        list.back().length < longest_extent && end < view.size)
+      (void)skip_absent(end,
+                        std::min(view.size,
+                                 list.back().offset + longest_extent));
     return missing;
   });
+  learn(findings);
   if (one && list.size() > 1) list.resize(1);
   return list;
 }

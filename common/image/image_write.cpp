@@ -242,6 +242,18 @@ template <class GetTarget, class AddSteps>
 void Image::change_many(const View& view, std::size_t count,
                         GetTarget&& target, AddSteps&& add,
                         const char* doing) {
+  // Whatever comes of it, what was known of the objects holds no more.  Made
+  // first, so that it is done last.
+  struct Forget {
+    KnownExtents& known;
+    const std::size_t count;
+    GetTarget& target;
+    ~Forget() {
+      for (std::size_t i = 0; i < count; ++i) known.forget(target(i).object_no);
+    }
+  };
+  const Forget forget{known_, count, target};
+
   // One object is the common case and needs no memory for lists.
   struct Change {
     Plan plan;
@@ -317,6 +329,9 @@ void Image::change_many(const View& view, std::size_t count,
   else if (!copies.empty())
     options_.workers->for_each(copies.size(), copy);
 
+  // What took too long may still happen.
+  for (std::size_t i = 0; i < count; ++i)
+    if (changes[i].result == -ETIMEDOUT) distrust();
   for (std::size_t i = 0; i < count; ++i) {
     const Target t = target(i);
     // What is to be zero or gone may well not be there.

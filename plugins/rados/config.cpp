@@ -47,6 +47,7 @@ const char* const config_help =
     "data-pool=<POOL>           The pool for the data of the new image.\n"
     "lock=exclusive|auto|none   The exclusive lock (default exclusive).\n"
     "break-lock=true            Wait for a dead owner's lock.\n"
+    "extents=exact|object|off   How exact block status is (default exact).\n"
     "discard-granularity=<SIZE> Trims are rounded inwards to it (default 64K).\n"
     "full=error|wait            When cluster or pool are full (default error).";
 
@@ -202,6 +203,15 @@ void Config::set(const std::string& key, const std::string& value) {
       bad("lock=" + value + " is not one of exclusive, auto, none");
   } else if (key == "break-lock") {
     break_lock = parse_bool(key, value);
+  } else if (key == "extents") {
+    if (value == "exact")
+      extents = ExtentsMode::exact;
+    else if (value == "object")
+      extents = ExtentsMode::object;
+    else if (value == "off")
+      extents = ExtentsMode::off;
+    else
+      bad("extents=" + value + " is not one of exact, object, off");
   } else if (key == "discard-granularity") {
     discard_granularity = parse_size(key, value);
     if (discard_granularity == 0) bad("discard-granularity= must not be 0");

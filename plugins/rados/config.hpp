@@ -12,6 +12,7 @@
 #include <string_view>
 
 #include "image/catalog.hpp"
+#include "image/extents_mode.hpp"
 #include "image/lock_mode.hpp"
 #include "rados/cluster.hpp"
 
@@ -38,6 +39,7 @@ class Config {
   CreateOptions create_options;
   LockMode lock = LockMode::exclusive;
   bool break_lock = false;
+  ExtentsMode extents = ExtentsMode::exact;
   std::uint64_t discard_granularity = 0;  // bytes; 0: the default
 
   /// The configured image; only where `image` is set.

@@ -55,6 +55,7 @@ std::shared_ptr<Image> Gateway::make_image(const ImageSpec& spec,
   options.writable = how.writable;
   options.lock = config_.lock;
   options.break_lock = config_.break_lock;
+  options.extents = config_.extents;
   options.discard_granularity = config_.discard_granularity;
   options.workers = workers_;
   options.log = [](const std::string& line, bool trouble) {

@@ -193,7 +193,10 @@ int can_zero(void*) { return 1; }
 // and is refused when the client asks for fast or nothing.
 int can_fast_zero(void*) { return 1; }
 
-int can_extents(void*) { return 1; }
+// Without it nbdkit says that all is data.
+int can_extents(void*) {
+  return config->extents == ExtentsMode::off ? 0 : 1;
+}
 
 // An acknowledged write is seen by every reader of the cluster, so by every
 // connection, and a flush on any of them has nothing left to do.

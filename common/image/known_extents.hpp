@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// What is known of an image's objects without asking: which do not exist, and
+// which parts of the others hold data.
+//
+// "Is it ever possible to cache block status results, with two writers?"
+// (nbdkit's TODO.)  With two, no: nothing tells one of them that the other has
+// just filled a hole.  So results are kept only where there is at most one
+// writer, and it is this process:
+//
+//   - Snapshots never change, and what is known of them is true for ever.
+//     The one thing that does change is in which object their data is: a
+//     copy-up moves it from the parent's to the image's own.  Whoever knows
+//     that an object is absent and backed goes on to ask the parent, and so
+//     is right as long as the parent is there.  When the link to it changes,
+//     all is forgotten, before anybody acts on the new link.
+//   - While this process holds an image's exclusive lock, all changes go
+//     through it.  Each change forgets its object after it has happened and
+//     before it is acknowledged; a question that was asked before that
+//     does not get its answer in (Learning).  When the lock is released, and
+//     all requests that relied on it are over, all is forgotten.  If the
+//     lock is taken by force, this is as true as all that the lock's
+//     holder believes, until he hears of it.
+//   - Otherwise nothing is kept here.  The object map of an image whose lock
+//     somebody else holds is kept with its version, and believed only when a
+//     small operation has found that version again (ImageFormat::read_map).
+//     It only says which objects exist.  What is in them is asked.
+
+#ifndef NBDRADOS_IMAGE_KNOWN_EXTENTS_HPP
+#define NBDRADOS_IMAGE_KNOWN_EXTENTS_HPP
+
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <unordered_map>
+#include <unordered_set>
+#include <vector>
+
+#include "rados/object_store.hpp"
+
+namespace nbdrados {
+
+/// Thread-safe.  Of absent objects it takes a bit for each object of the
+/// image, of others at most ranges_limit bytes.
+///
+/// Locks: one mutex for each of a few groups of objects, held for moments
+/// only.  A change of an object takes none as long as nothing of its group is
+/// known or asked, and a reader none for absent().
+class KnownExtents {
+  struct Group;
+
+ public:
+  static constexpr std::size_t ranges_limit = 16 << 20;
+
+  KnownExtents() = default;
+  KnownExtents(const KnownExtents&) = delete;
+  KnownExtents& operator=(const KnownExtents&) = delete;
+
+  /// Forgets everything.  From now on there are so many objects; of others
+  /// nothing is ever known.  No absent() may be under way that relies on what
+  /// is forgotten.
+  void reset(std::uint64_t objects);
+
+  /// Forgets what is known of an object; what is being asked about it now
+  /// will not be learnt.  To be called after each change, successful or not.
+  void forget(std::uint64_t object_no) noexcept {
+    Group& group = groups_[object_no % groups];
+    if (group.active.load() != 0) forget_locked(group, object_no);
+  }
+
+  /// Whether the object is known not to exist.
+  [[nodiscard]] bool absent(std::uint64_t object_no) const noexcept {
+    const Bits* bits = bits_.load();
+    return bits != nullptr && object_no < bits->objects &&
+           (bits->words[object_no / 64].load(std::memory_order_acquire) >>
+                (object_no % 64) &
+            1) != 0;
+  }
+  /// Whether all objects that do not exist are known (see learn_existing).
+  [[nodiscard]] bool knows_all_absent() const noexcept {
+    return all_absent_.load();
+  }
+
+  /// The ranges of the object that hold data, where they are known.
+  [[nodiscard]] bool find(std::uint64_t object_no,
+                          std::vector<ObjectRange>* ranges);
+
+  /// A time in which objects are asked about.  Only answers to questions
+  /// that were asked while it lives may be learnt, through it.  May be
+  /// destroyed by any thread.
+  class Learning {
+   public:
+    explicit Learning(KnownExtents& owner) : owner_(owner) { owner_.begin(); }
+    ~Learning() { owner_.end(); }
+    Learning(const Learning&) = delete;
+    Learning& operator=(const Learning&) = delete;
+
+    void learn_absent(std::uint64_t object_no);
+    void learn(std::uint64_t object_no, std::vector<ObjectRange> ranges);
+    /// `exists(n)`: whether object n may exist; the others do not.
+    template <class Exists>
+    void learn_existing(Exists&& exists);
+
+   private:
+    KnownExtents& owner_;
+    const std::uint64_t epoch_ = owner_.epoch_.load();
+  };
+
+ private:
+  static constexpr std::size_t groups = 64;
+
+  struct Bits {
+    explicit Bits(std::uint64_t n) : objects(n), words((n + 63) / 64) {}
+    const std::uint64_t objects;
+    std::vector<std::atomic<std::uint64_t>> words;
+  };
+  struct alignas(64) Group {
+    /// Learnings under way, plus 1 while anything is known.
+    std::atomic<std::uint32_t> active{0};
+    std::mutex mutex;
+    // Guarded by mutex.
+    std::uint32_t learnings = 0;
+    bool known = false;
+    /// Changed while there were learnings.
+    std::unordered_set<std::uint64_t> changed;
+    std::unordered_map<std::uint64_t, std::vector<ObjectRange>> ranges;
+    std::size_t bytes = 0;  // of `ranges`, about
+  };
+
+  void begin();
+  void end();
+  void forget_locked(Group& group, std::uint64_t object_no) noexcept;
+  static void set_known(Group& group);
+  /// What ranges of an object take, with what the table takes for them.
+  static std::size_t size_of(const std::vector<ObjectRange>& ranges) noexcept {
+    return 96 + ranges.capacity() * sizeof(ObjectRange);
+  }
+  void set_absent(std::uint64_t object_no, bool absent) noexcept;
+  /// Calls f(group) with the object's group locked, if something may be
+  /// learnt about the object.
+  template <class F>
+  void learning(std::uint64_t epoch, std::uint64_t object_no, F&& f) {
+    Group& group = groups_[object_no % groups];
+    const std::scoped_lock lock(group.mutex);
+    if (epoch != epoch_.load() || group.changed.contains(object_no)) return;
+    set_known(group);
+    f(group);
+  }
+
+  std::array<Group, groups> groups_;
+  /// Another one after each reset; changed with all groups locked.
+  std::atomic<std::uint64_t> epoch_{0};
+  std::atomic<const Bits*> bits_{nullptr};
+  std::atomic<bool> all_absent_{false};
+  /// The present one, and those that a reader may still look at.
+  std::vector<std::unique_ptr<Bits>> all_bits_;  // guarded by all mutexes
+};
+
+template <class Exists>
+void KnownExtents::Learning::learn_existing(Exists&& exists) {
+  const Bits* bits = owner_.bits_.load();
+  const std::uint64_t objects = bits != nullptr ? bits->objects : 0;
+  for (std::uint64_t first = 0; first < groups; ++first) {
+    Group& group = owner_.groups_[first];
+    const std::scoped_lock lock(group.mutex);
+    if (epoch_ != owner_.epoch_.load()) return;
+    set_known(group);
+    for (std::uint64_t n = first; n < objects; n += groups)
+      if (!exists(n) && !group.changed.contains(n))
+        owner_.set_absent(n, true);
+  }
+  owner_.all_absent_.store(true);
+}
+
+}  // namespace nbdrados
+
+#endif

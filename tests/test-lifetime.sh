@@ -149,4 +149,6 @@ for format in 1 2 striper; do
   grep -q "time limit" "$tmp/err" || die "format=$format: $(cat "$tmp/err")"
 done
 kill -CONT "$osd"
-"$nbd_expect" "$(uri short)" until 60 read-is 0 4096 1
+# A slow machine's OSD needs its time to be an OSD again, also for opening.
+readable() { "$nbd_expect" "$(uri short)" read-is 0 4096 1 2>/dev/null; }
+wait_until 120 readable

@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: BSD-3-Clause
+#
+# Block status that is kept is right while others write: two servers and a
+# client of librbd write to one image in turn, and after each write all servers
+# are asked.  Snapshots keep their answers for ever.
+
+source "$(dirname "$0")/functions.sh"
+requires_program nbdinfo qemu-nbd jq
+requires /usr/bin/python3 -c 'import nbd'
+requires_plugin
+turns=$tests_srcdir/take-turns.py
+start_ceph
+seed=${RANDOM_SEED:-$RANDOM}
+say "seed $seed"
+
+# start_servers IMAGE: two writers, a reader and qemu-nbd; sets `servers`.
+start_servers() {
+  servers=() started=()
+  local kind options
+  for kind in writer writer reader; do
+    options=()
+    [ "$kind" = writer ] || options=(-r)
+    start_nbdkit "${options[@]}" rados "conf=$ceph_conf" pool=rbd lock=auto
+    servers+=("$kind=$(uri "$1")")
+    started+=("$nbdkit_pid")
+  done
+  qemu-nbd -t -k "$tmp/librbd.sock" -f raw --cache=none --discard=unmap \
+    "rbd:rbd/$1:conf=$ceph_conf" &
+  librbd=$!
+  at_exit "kill $librbd 2>/dev/null || :"
+  wait_until 20 test -S "$tmp/librbd.sock"
+  servers+=("librbd=nbd+unix:///?socket=$tmp/librbd.sock")
+}
+end_servers() {
+  for nbdkit_pid in "${started[@]}"; do stop_nbdkit; done
+  kill "$librbd"
+  wait "$librbd" || :
+  rm -f "$tmp/librbd.sock"
+}
+
+say "an image with exclusive lock and object map"
+rbd create --size 16M --object-size 256K rbd/mapped
+start_servers mapped
+/usr/bin/python3 "$turns" --steps 1200 --seed "$seed" "${servers[@]}"
+end_servers
+check_object_map rbd/mapped
+
+say "an image with exclusive lock only"
+rbd create --size 16M --object-size 64K \
+  --image-feature layering,exclusive-lock rbd/locked
+start_servers locked
+/usr/bin/python3 "$turns" --steps 500 --seed "$seed" "${servers[@]}"
+end_servers
+
+say "a clone, striped"
+rbd create --size 16M --object-size 256K rbd/parent
+start_rados pool=rbd image=parent
+/usr/bin/python3 "$turns" --steps 100 --seed "$seed" "writer=$(uri)"
+stop_nbdkit
+rbd snap create --no-progress rbd/parent@s
+rbd clone --rbd-default-clone-format 2 --object-size 256K --stripe-unit 16K \
+  --stripe-count 3 rbd/parent@s rbd/clone
+start_servers clone
+/usr/bin/python3 "$turns" --adopt --steps 500 --seed "$seed" "${servers[@]}"
+end_servers
+check_object_map rbd/clone
+
+say "an image without a lock: nothing is kept"
+rbd create --size 16M --object-size 64K --image-feature layering rbd/open
+start_servers open
+/usr/bin/python3 "$turns" --steps 500 --turn 3 --seed "$seed" "${servers[@]}"
+end_servers

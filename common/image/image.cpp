@@ -132,7 +132,8 @@ void Image::publish(View view) {
       (view.snap != snap_head || locked_) && !view.hold_writes && !late_writes_;
   if (view == last_) return;
   if (view.snap != snap_head &&
-      (view.size != last_.size || view.overlap != last_.overlap ||
+      (view.snap != last_.snap || view.size != last_.size ||
+       view.overlap != last_.overlap ||
        view.parent_spec != last_.parent_spec)) {
     known_.reset(traits_.layout.object_count(view.size));
     map_learnt_ = false;

@@ -550,6 +550,12 @@ class TestExtents : public CppUnit::TestFixture {
   CPPUNIT_TEST(one_extent_is_cheap);
   CPPUNIT_TEST(pool_that_cannot_map);
   CPPUNIT_TEST(empty_image_in_one_call);
+  CPPUNIT_TEST(snapshot_is_asked_once);
+  CPPUNIT_TEST(doubtful_snapshot_is_not_learnt);
+  CPPUNIT_TEST(head_is_asked_each_time);
+  CPPUNIT_TEST(few_objects_are_listed);
+  CPPUNIT_TEST(many_objects_are_not_listed);
+  CPPUNIT_TEST(removed_objects_are_listed);
   CPPUNIT_TEST(object_that_vanishes);
   CPPUNIT_TEST_SUITE_END();
 
@@ -601,6 +607,128 @@ class TestExtents : public CppUnit::TestFixture {
     CPPUNIT_ASSERT_EQUAL(std::size_t{1}, list.size());
     CPPUNIT_ASSERT(!list[0].data);
     CPPUNIT_ASSERT_EQUAL(std::uint64_t{0xffffffff}, list[0].length);
+  }
+
+  void snapshot_is_asked_once() {
+    Bench b(Layout(64 * K, 64 * K, 1), 16384 * K);
+    for (const std::uint64_t at : {0, 1000, 5000})
+      b.write(std::string(1000, 'x'), at * K);
+    b.set_view({.size = 16384 * K, .snapc = {5, {5}}, .snap = 5});
+    b.image->refresh();
+    const auto before = b.extents(16384 * K, 0);
+    CPPUNIT_ASSERT_EQUAL(std::size_t{6}, before.size());
+    b.store.clear_log();
+    const int loads = b.state->loads;
+    CPPUNIT_ASSERT(b.extents(16384 * K, 0) == before);
+    CPPUNIT_ASSERT(b.image->extents(8192 * K, 10, true) ==
+                   (std::vector<Extent>{{10, 990, true}}));
+    // What is known not to exist is not read either.
+    CPPUNIT_ASSERT(b.read(4096 * K, 6000 * K) == std::string(4096 * K, '\0'));
+    CPPUNIT_ASSERT(b.read(K, 6000 * K) == std::string(K, '\0'));
+    CPPUNIT_ASSERT_EQUAL(std::size_t{0}, b.store.log().size());
+    CPPUNIT_ASSERT_EQUAL(loads, b.state->loads.load());
+    // What is seen of a clone changes with the link to its parent.
+    b.set_view({.size = 16380 * K, .snapc = {5, {5}}, .snap = 5});
+    b.image->refresh();
+    (void)b.extents(16380 * K, 0);
+    CPPUNIT_ASSERT(b.store.count(Kind::map_extents) == 3);
+  }
+
+  void doubtful_snapshot_is_not_learnt() {
+    Bench b(Layout(64 * K, 64 * K, 1), 16384 * K);
+    b.set_view({.size = 16384 * K, .snapc = {5, {5}}, .snap = 5});
+    b.image->refresh();
+    {
+      const std::scoped_lock lock(b.state->mutex);
+      b.state->load_error = EIO;
+    }
+    // Absent, but perhaps because the snapshot has been deleted.
+    CPPUNIT_ASSERT_EQUAL(
+        EIO, error_of([&] { (void)b.image->extents(K, 0, false); }));
+    {
+      const std::scoped_lock lock(b.state->mutex);
+      b.state->load_error = 0;
+    }
+    b.image->refresh();
+    b.store.clear_log();
+    (void)b.extents(16384 * K, 0);
+    CPPUNIT_ASSERT(!b.store.log().empty());
+  }
+
+  void head_is_asked_each_time() {
+    Bench b(Layout(64 * K, 64 * K, 1), 1024 * K);
+    for (int i = 0; i < 3; ++i) {
+      b.store.clear_log();
+      (void)b.extents(1024 * K, 0);
+      CPPUNIT_ASSERT_EQUAL(std::size_t{16}, b.store.count(Kind::stat));
+      // Somebody else.
+      MemoryObject object;
+      object.data.write(0, "x");
+      b.memory.put("data.000" + std::to_string(i), object);
+      CPPUNIT_ASSERT_EQUAL(std::uint64_t{1} + static_cast<unsigned>(i),
+                           data_in(b.extents(1024 * K, 0)));
+    }
+  }
+
+  static std::uint64_t data_in(const std::vector<Extent>& list) {
+    std::uint64_t n = 0;
+    for (const Extent& e : list)
+      if (e.data) n += e.length;
+    return n;
+  }
+
+  void few_objects_are_listed() {
+    for (const bool striped : {false, true}) {
+      const Layout layout(64 * K, striped ? 16 * K : 64 * K, striped ? 5 : 1);
+      MemoryStore::Options options;
+      options.map_granularity = 1;
+      Bench b(layout, 320 * 1024 * K, options);
+      b.write("x", 77 * 320 * K + 33 * K);
+      b.write("y", 0);
+      // Others of the pool.
+      for (const char* other :
+           {"data.000", "data.00000", "data.00g1", "dat.0001", "data2.0001"})
+        b.memory.put(other, MemoryObject{});
+      b.store.clear_log();
+      const auto list = b.extents(320 * 1024 * K, 0);
+      CPPUNIT_ASSERT_EQUAL(std::size_t{1}, b.store.count(Kind::list));
+      CPPUNIT_ASSERT_EQUAL(std::size_t{0}, b.store.count(Kind::stat));
+      CPPUNIT_ASSERT_EQUAL(std::size_t{2}, b.store.count(Kind::map_extents));
+      CPPUNIT_ASSERT_EQUAL(std::uint64_t{2}, data_in(list));
+      // Not for a part of a few objects.
+      b.store.clear_log();
+      (void)b.extents(320 * K, 320 * K);
+      CPPUNIT_ASSERT_EQUAL(std::size_t{0}, b.store.count(Kind::list));
+      // A listing that fails is no misfortune.
+      b.store.inject({.kind = Kind::list, .error = EPERM});
+      CPPUNIT_ASSERT(b.extents(320 * 1024 * K, 0) == list);
+      CPPUNIT_ASSERT(b.store.count(Kind::stat) > 1000);
+    }
+  }
+
+  void many_objects_are_not_listed() {
+    Bench b(Layout(64 * K, 64 * K, 1), 64 * 200 * K);
+    for (int i = 0; i < 10'000; ++i)
+      b.memory.put("other." + std::to_string(i), MemoryObject{});
+    b.write("y", 640 * K);
+    b.store.clear_log();
+    CPPUNIT_ASSERT_EQUAL(std::uint64_t{1}, data_in(b.extents(64 * 200 * K, 0)));
+    CPPUNIT_ASSERT_EQUAL(std::size_t{0}, b.store.count(Kind::list));
+  }
+
+  // What only snapshots have is listed too, or they would have holes.
+  void removed_objects_are_listed() {
+    Bench b(Layout(64 * K, 64 * K, 1), 64 * 200 * K);
+    b.write("y", 640 * K);
+    b.set_view({.size = 64 * 200 * K, .snapc = {5, {5}}});
+    b.image->refresh();
+    b.image->zero(64 * 200 * K, 0, Image::Zero::free);
+    CPPUNIT_ASSERT(!b.memory.find("data.000a"));
+    b.set_view({.size = 64 * 200 * K, .snapc = {5, {5}}, .snap = 5});
+    b.image->refresh();
+    b.store.clear_log();
+    CPPUNIT_ASSERT_EQUAL(std::uint64_t{1}, data_in(b.extents(64 * 200 * K, 0)));
+    CPPUNIT_ASSERT_EQUAL(std::size_t{1}, b.store.count(Kind::list));
   }
 
   void object_that_vanishes() {

@@ -44,6 +44,7 @@ refused "frobnicate" "$c" pool=rbd image=one frobnicate=1
 refused "pool" "$c"
 refused "pool" "$c" image=one
 refused "format&&3" "$c" pool=rbd image=one format=3
+refused "extents&&some" "$c" pool=rbd image=one extents=some
 refused "create" "$c" pool=rbd image=new format=1 size=1M create=perhaps
 refused "full" "$c" pool=rbd image=one full=perhaps
 refused "connect-timeout" "$c" pool=rbd image=one connect-timeout=soon

@@ -127,6 +127,70 @@ nbdcopy -- "$(uri)" "$tmp/out"
 assert_same_bytes "$tmp/file" "$tmp/out" "sparse copy"
 stop_nbdkit
 
+say "holes of terabytes, with and without an object map, at once"
+for features in layering layering,exclusive-lock,object-map; do
+  rbd create --size 10T --image-feature "$features" "rbd/huge-$features"
+  start_rados pool=rbd "image=huge-$features"
+  "$nbd_expect" "$(uri)" write 0 4096 1 ok , write 5T 4096 2 ok , within 30 , \
+    extents 0 4294967295 "4096:data,$((4294967295 - 4096)):hole" , \
+    status 4096 4294967295 ok
+  # nbdkit 1.32.5 aborts on extents of more than 4 GiB.
+  "$nbd_expect" "$(uri)" within 30 , status 4096 4294967295 ok req-one
+  if [ "$features" != layering ]; then
+    map "" >"$tmp/map"
+    printf '%s\n' "0 4096 0" "4096 $(((5 << 40) - 4096)) 3" \
+      "$((5 << 40)) 4096 0" "$(((5 << 40) + 4096)) $(((5 << 40) - 4096)) 3" \
+      >"$tmp/wanted"
+    assert_same_bytes "$tmp/wanted" "$tmp/map" "the map of 10 TiB"
+    # Twice the same, and once more when it has changed.
+    "$nbd_expect" "$(uri)" write 6T 4096 3 ok
+    map "" | data_of >"$tmp/map"
+    printf '%s 4096\n' 0 $((5 << 40)) $((6 << 40)) >"$tmp/wanted"
+    assert_same_bytes "$tmp/wanted" "$tmp/map" "the map of 10 TiB, changed"
+  fi
+  stop_nbdkit
+done
+
+say "snapshots have what the head has lost"
+rbd create --size 1G --object-size 64K --image-feature layering rbd/gone
+start_rados pool=rbd
+"$nbd_expect" "$(uri gone)" write 10M 64K 1 ok , write 500M 4096 2 ok
+rbd_snap rbd/gone@s
+"$nbd_expect" "$(uri gone)" trim 0 1G ok , write 700M 4096 3 ok
+# The objects of the snapshot are now only its own.
+printf '%s\n' "$((10 << 20)) 65536" "$((500 << 20)) 4096" >"$tmp/wanted"
+for i in 1 2; do
+  map gone@s | data_of >"$tmp/map"
+  assert_same_bytes "$tmp/wanted" "$tmp/map" "the snapshot's map"
+done
+"$nbd_expect" "$(uri gone@s)" read-is 10M 64K 1 , read-is 700M 64K 0 , \
+  extents 0 500M "10485760:hole,65536:data,$((490 * 1048576 - 65536)):hole"
+assert_eq "$((700 << 20)) 4096" "$(map gone | data_of)" "the head's map"
+stop_nbdkit
+
+say "extents=object and extents=off"
+for mode in object off; do
+  start_rados pool=rbd "extents=$mode"
+  for image in gone@s parts two; do
+    nbdcopy -- "$(uri $image)" "$tmp/out"
+    case $image in
+    two) assert_same_bytes "$tmp/file" "$tmp/out" "extents=$mode, $image" ;;
+    *)
+      rbd_export "rbd/$image" "$tmp/exported"
+      assert_same_bytes "$tmp/exported" "$tmp/out" "extents=$mode, $image"
+      ;;
+    esac
+  done
+  if [ $mode = off ]; then
+    "$nbd_expect" "$(uri gone)" extents 0 1G 1073741824:data
+  else
+    # The second one ends where its object does.
+    assert_eq "$((10 << 20)) 65536 $((500 << 20)) 4096" \
+      "$(map gone@s | data_of | xargs)" "extents=object"
+  fi
+  stop_nbdkit
+done
+
 say "a store that maps whole objects only"
 start_ceph --store memstore --size 1G
 make_format1_image rbd coarse 20000000 16

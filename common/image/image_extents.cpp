@@ -51,6 +51,9 @@ struct Image::Existing {
   std::function<bool(std::uint64_t object_no)> may_exist = {};
   /// What does not exist needs no confirmation.
   bool sure = false;
+  /// What an object map says exists, is taken to exist; what is listed may be
+  /// there for other snapshots only.
+  bool mapped = false;
 };
 
 /// What a request finds out.  It is learnt when the request is over, because
@@ -163,9 +166,11 @@ Image::Existing Image::existing_objects(const View& view, std::uint64_t length,
                 [this](std::uint64_t n) { return !known_.absent(n); },
             .sure = true};
   if (view.map)
-    return {.may_exist = [map = view.map.get()](std::uint64_t n) {
-      return map->may_exist(n);
-    }};
+    return {.may_exist =
+                [map = view.map.get()](std::uint64_t n) {
+                  return map->may_exist(n);
+                },
+            .mapped = true};
   // For a few objects it is cheaper to ask them.
   constexpr std::uint64_t few = 8;
   if (view.hold_writes || length / unit_size(traits_.layout) < few) return {};
@@ -179,9 +184,12 @@ Image::Existing Image::existing_objects(const View& view, std::uint64_t length,
         for (std::uint64_t n = 0; n < map->size(); ++n)
           findings.existing[n] = (*map)[n] != ObjectState::nonexistent;
       }
-      return {.may_exist = [map](std::uint64_t n) {
-        return n >= map->size() || (*map)[n] != ObjectState::nonexistent;
-      }};
+      return {.may_exist =
+                  [map](std::uint64_t n) {
+                    return n >= map->size() ||
+                           (*map)[n] != ObjectState::nonexistent;
+                  },
+              .mapped = true};
     }
   }
 
@@ -266,7 +274,7 @@ bool Image::find_data(const View& view, const Existing& existing,
     } else if (existing.may_exist && !existing.may_exist(e.object_no)) {
       gone.push_back(&e);
       sure = sure && existing.sure;
-    } else if (existing.may_exist && !exact) {
+    } else if (existing.mapped && !exact) {
       o.ranges.push_back({e.offset, e.length});
       settled.push_back(std::move(o));
     } else if (view.known && known_.find(e.object_no, &o.ranges)) {

@@ -48,6 +48,7 @@
 #include <mutex>
 #include <optional>
 #include <set>
+#include <span>
 #include <string>
 #include <thread>
 #include <utility>
@@ -60,6 +61,7 @@
 #include "image/object_map.hpp"
 #include "image/published.hpp"
 #include "image/worker_pool.hpp"
+#include "image/write_merger.hpp"
 #include "layout/layout.hpp"
 #include "rados/error.hpp"
 #include "rados/object_store.hpp"
@@ -361,6 +363,8 @@ class Image {
                      Request&& request);
   void write_chunk(const View& view, const char* buffer, std::uint64_t length,
                    std::uint64_t offset);
+  void write_parts(const View& view, const Target& target,
+                   std::span<const WriteMerger::Part> parts);
   void zero_chunk(const View& view, std::uint64_t length,
                   std::uint64_t offset, Zero how);
   void zero_objects(const View& view, std::uint64_t first,
@@ -444,6 +448,7 @@ class Image {
   std::optional<Error> refusal_;    // guarded by hold_mutex_: the last one
 
   ObjectGuards guards_;
+  WriteMerger merger_;
   KnownExtents known_;
   /// A write was given up that may still be carried out.
   std::atomic<bool> late_writes_{false};

@@ -462,6 +462,35 @@ int Image::copy_up(const View& view, const Target& target, AddSteps&& add) {
 
 // Requests ----------------------------------------------------------------------
 
+/// Parts of one object that ascend; as one operation.
+void Image::write_parts(const View& view, const Target& target,
+                        std::span<const WriteMerger::Part> parts) {
+  const ConstPiece single{parts[0].data, parts[0].length};
+  std::vector<ConstPiece> several;
+  if (parts.size() != 1) {
+    several.reserve(parts.size());
+    for (const WriteMerger::Part& p : parts)
+      several.push_back({p.data, p.length});
+  }
+  const std::span<const ConstPiece> pieces =
+      parts.size() == 1 ? std::span(&single, 1) : std::span(several);
+  change(
+      view, target,
+      [&](WriteOp& op) {
+        const std::uint64_t object_size = traits_.layout.object_size();
+        if (traits_.alloc_hints) op.alloc_hint(object_size, object_size);
+        for (std::size_t i = 0; i < parts.size();) {
+          std::size_t next = i + 1;
+          while (next < parts.size() &&
+                 parts[next].offset == parts[next - 1].end())
+            ++next;
+          op.write(parts[i].offset, pieces.subspan(i, next - i));
+          i = next;
+        }
+      },
+      "cannot write");
+}
+
 void Image::write_chunk(const View& view, const char* buffer,
                         std::uint64_t length, std::uint64_t offset) {
   const Layout& layout = traits_.layout;
@@ -479,11 +508,16 @@ void Image::write_chunk(const View& view, const char* buffer,
 
   const Fragment first = layout.locate(offset, length);
   if (first.length == length) {
-    const ConstPiece piece{buffer, length};
-    change(
-        view, target(first.object_no, first.length),
-        [&](WriteOp& op) { add(op, first.object_offset, {&piece, 1}); },
-        "cannot write");
+    const Target t = target(first.object_no, first.length);
+    const WriteMerger::Part part{first.object_offset, buffer, length};
+    const auto write = [&](std::span<const WriteMerger::Part> parts) {
+      write_parts(view, t, parts);
+    };
+    // A copy-up is per request; and there is nothing next to a whole object.
+    if (t.whole || backed(view, t.object_no))
+      write({&part, 1});
+    else
+      merger_.write(&view, t.object_no, part, write);
     return;
   }
 

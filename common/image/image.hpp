@@ -468,20 +468,24 @@ class Image {
 template <class Request>
 bool Image::confirmed(Request&& request) {
   for (;;) {
+    std::uint64_t size = 0;
     std::uint64_t overlap = 0;
     ParentSpec parent;
     {
       const auto view = view_.read();
       const bool missing = request(*view);
       if (!missing || !doubtful(*view)) return missing;
+      size = view->size;
       overlap = view->overlap;
       parent = view->parent_spec;
     }
     confirm_image();
     // What has got another parent, or none, must be read anew: its own
-    // objects may have come in between.
+    // objects may have come in between.  Of another size, it may end before.
     const auto view = view_.read();
-    if (view->overlap == overlap && view->parent_spec == parent) return true;
+    if (view->size == size && view->overlap == overlap &&
+        view->parent_spec == parent)
+      return true;
   }
 }
 

@@ -110,7 +110,7 @@ class KnownExtents {
   };
 
  private:
-  static constexpr std::size_t groups = 64;
+  static constexpr std::size_t groups = 16;
 
   struct Bits {
     explicit Bits(std::uint64_t n) : objects(n), words((n + 63) / 64) {}

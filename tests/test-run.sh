@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: BSD-3-Clause
 #
-# ./run and the wrapper of nbdkit: which word of the command line they take for
-# the plugin's name, and that all others arrive as they are.
+# ./run and the wrapper of nbdkit: which words of the command line they take for
+# names of the plugin and of filters, and that all others arrive as they are.
 
 source "$(dirname "$0")/functions.sh"
 requires_program nbdkit
 unset NBDKIT_VALGRIND NBDKIT_GDB
 
 plugin=$builddir/plugins/rados/.libs/nbdkit-rados-plugin.so
-requires_built "$builddir/run" "$plugin"
+filter=$builddir/filters/radosoffset/.libs/nbdkit-radosoffset-filter.so
+requires_built "$builddir/run" "$plugin" "$filter"
 
 # Stands for nbdkit and prints its arguments, each in brackets.
 cat >"$tmp/print" <<'SCRIPT'
@@ -18,12 +19,15 @@ printf '[%s]' "$@"
 SCRIPT
 chmod +x "$tmp/print"
 
-# becomes WANTED ARGUMENT...: in WANTED, P stands for the plugin's path.
+# becomes WANTED ARGUMENT...: in WANTED, P stands for the plugin's path, and F
+# for a filter's.
 becomes() {
   local wanted=$1
   shift
   # The stand-in gets no sanitizer.
-  assert_eq "${wanted//\[P\]/[$plugin]}" \
+  wanted=${wanted//\[P\]/[$plugin]}
+  wanted=${wanted//\[F\]/[$filter]}
+  assert_eq "${wanted//=F\]/=$filter]}" \
     "$(NBDRADOS_PRELOAD='' NBDKIT_PROGRAM=$tmp/print \
        "$builddir/run" nbdkit "$@")" "nbdkit $*"
 }
@@ -55,6 +59,14 @@ becomes '[--run=rados][P]' --run=rados rados
 # Shortened long options: --pid is one with an argument, --dump-p is not.
 becomes '[--pid][rados][P]' --pid rados rados
 becomes '[--dump-p][P]' --dump-p rados
+# Filters.
+becomes '[--filter=F][P]' --filter=radosoffset rados
+becomes '[--filter][F][P]' --filter radosoffset rados
+becomes '[--fi=F][--filte][F][P]' --fi=radosoffset --filte radosoffset rados
+becomes '[--filter=log][--filter][log][memory][radosoffset]' \
+  --filter=log --filter log memory radosoffset
+becomes '[--filter=./radosoffset][P]' --filter=./radosoffset rados
+becomes '[--run=radosoffset][radosoffset]' --run=radosoffset radosoffset
 # After --, and options after the plugin.
 becomes '[-f][--][P][-U]' -f -- rados -U
 becomes '[P][--run][rados][-v]' rados --run rados -v
@@ -75,11 +87,15 @@ assert_eq "$builddir/wrapper/nbdkit" \
 # library that was meant for the server.
 assert_match "^path=.*${plugin##*/}\$" \
   "$("$builddir/run" nbdkit --dump-plugin rados)" "--dump-plugin"
+assert_match "^\($filter\)\$" "$("$builddir/run" nbdkit \
+  --filter=radosoffset null --help)" "--help with a filter"
 assert_eq none "$("$builddir/run" nbdkit -U - null size=1M \
   --run 'printf "%s" "${LD_PRELOAD-none}"')" "LD_PRELOAD of a child"
 
-# nbdkit looks up one name; all others stay inside the plugin.
+# nbdkit looks up one name; all others stay inside.
 if command -v nm >/dev/null; then
   assert_eq plugin_init "$(nm -D --defined-only "$plugin" |
     awk '$2 != "A" { print $3 }')" "exported names"
+  assert_eq filter_init "$(nm -D --defined-only "$filter" |
+    awk '$2 != "A" { print $3 }')" "exported names of the filter"
 fi

@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// The nbdkit filter `radosoffset`: serves a byte range of the export below.
+//
+// It has no state but its two parameters, so exports and connections cannot
+// mix.  What it does not mention here (exports, descriptions, what the export
+// can do, FUA, flush) nbdkit passes through as it is.
+//
+// nbdkit asks for the size below once a connection and keeps the answer, so
+// next->get_size costs nothing in a request, and a connection keeps the range
+// that it began with.  Whoever shrinks the export below makes requests of
+// old connections fail there, and new connections here.
+
+#include <nbdkit-filter.h>
+
+#include <cerrno>
+#include <cinttypes>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <string_view>
+
+#ifdef HAVE_CONFIG_H
+#include "config.h"
+#endif
+
+namespace {
+
+// nbdkit refuses filters whose header was not its own.
+static_assert(std::string_view(NBDKIT_VERSION_STRING) == NBDKIT_BUILT_VERSION,
+              "nbdkit-filter.h and nbdkit.pc are of different versions");
+
+/// Where the range starts in the export below, and how long it is; without a
+/// length it goes to the end.  Bytes; never changed once the server runs.
+std::int64_t start = 0;
+std::optional<std::int64_t> length;
+
+constexpr const char* config_help =
+    "offset=<OFFSET>            First byte to serve (default 0).\n"
+    "range=<LENGTH>             Bytes to serve (default: all that follow).";
+
+struct FreeExtents {
+  void operator()(struct nbdkit_extents* e) const { nbdkit_extents_free(e); }
+};
+
+std::uint64_t below(std::uint64_t offset) {
+  return offset + static_cast<std::uint64_t>(start);
+}
+
+// Parameters ----------------------------------------------------------------
+
+int set_config(nbdkit_next_config* next, nbdkit_backend* nxdata,
+               const char* key, const char* value) {
+  const bool is_offset = std::strcmp(key, "offset") == 0;
+  if (!is_offset && std::strcmp(key, "range") != 0)
+    return next(nxdata, key, value);
+  const std::int64_t n = nbdkit_parse_size(value);
+  if (n == -1) return -1;
+  if (is_offset)
+    start = n;
+  else
+    length = n;
+  return 0;
+}
+
+int config_complete(nbdkit_next_config_complete* next,
+                    nbdkit_backend* nxdata) {
+  if (length && *length > std::numeric_limits<std::int64_t>::max() - start) {
+    nbdkit_error("radosoffset: offset=%" PRId64 " plus range=%" PRId64
+                 " is more than the largest size, %" PRId64,
+                 start, *length, std::numeric_limits<std::int64_t>::max());
+    return -1;
+  }
+  return next(nxdata);
+}
+
+// Properties ----------------------------------------------------------------
+
+/// The size of the range, or -1 after an error message.
+std::int64_t get_size(nbdkit_next* next, void* /*handle*/) {
+  const std::int64_t size = next->get_size(next);
+  if (size == -1) return -1;
+  if (start > size) {
+    nbdkit_error("radosoffset: offset=%" PRId64
+                 " lies behind the end of the export below, which has %" PRId64
+                 " bytes",
+                 start, size);
+    return -1;
+  }
+  if (!length) return size - start;
+  if (*length > size - start) {
+    nbdkit_error("radosoffset: offset=%" PRId64 " plus range=%" PRId64
+                 " is %" PRId64
+                 ", but the export below has only %" PRId64 " bytes",
+                 start, *length, start + *length, size);
+    return -1;
+  }
+  return *length;
+}
+
+/// What is aligned for the client has to be aligned below.
+int prepare(nbdkit_next* next, void* handle, int /*readonly*/) {
+  const std::int64_t size = get_size(next, handle);
+  if (size == -1) return -1;
+  std::uint32_t minimum;
+  std::uint32_t preferred;
+  std::uint32_t maximum;
+  if (next->block_size(next, &minimum, &preferred, &maximum) == -1) return -1;
+  // 0: the export below says nothing about sizes.
+  if (minimum <= 1) return 0;
+  if (start % minimum != 0) {
+    nbdkit_error("radosoffset: offset=%" PRId64
+                 " is not a multiple of %" PRIu32
+                 ", the smallest block that the export below can use",
+                 start, minimum);
+    return -1;
+  }
+  if (length && *length % minimum != 0 &&
+      start + size != next->get_size(next)) {
+    nbdkit_error("radosoffset: range=%" PRId64 " is not a multiple of %" PRIu32
+                 ", the smallest block that the export below can use",
+                 *length, minimum);
+    return -1;
+  }
+  if (preferred > 1 && start % preferred != 0)
+    nbdkit_debug("radosoffset: offset=%" PRId64
+                 " is not a multiple of the preferred block size %" PRIu32
+                 ": aligned requests touch one block more",
+                 start, preferred);
+  return 0;
+}
+
+// Requests ------------------------------------------------------------------
+
+int pread(nbdkit_next* next, void* /*handle*/, void* buffer,
+          std::uint32_t count, std::uint64_t offset, std::uint32_t flags,
+          int* err) {
+  return next->pread(next, buffer, count, below(offset), flags, err);
+}
+
+int pwrite(nbdkit_next* next, void* /*handle*/, const void* buffer,
+           std::uint32_t count, std::uint64_t offset, std::uint32_t flags,
+           int* err) {
+  return next->pwrite(next, buffer, count, below(offset), flags, err);
+}
+
+int trim(nbdkit_next* next, void* /*handle*/, std::uint32_t count,
+         std::uint64_t offset, std::uint32_t flags, int* err) {
+  return next->trim(next, count, below(offset), flags, err);
+}
+
+int zero(nbdkit_next* next, void* /*handle*/, std::uint32_t count,
+         std::uint64_t offset, std::uint32_t flags, int* err) {
+  return next->zero(next, count, below(offset), flags, err);
+}
+
+int cache(nbdkit_next* next, void* /*handle*/, std::uint32_t count,
+          std::uint64_t offset, std::uint32_t flags, int* err) {
+  return next->cache(next, count, below(offset), flags, err);
+}
+
+/// A list of extents knows where it starts and ends, and cuts what is added
+/// to it (nbdkit: server/extents.c).  A list that starts elsewhere cannot
+/// be shifted, so it takes a second one; at offset 0 the caller's list does.
+int extents(nbdkit_next* next, void* handle, std::uint32_t count,
+            std::uint64_t offset, std::uint32_t flags,
+            struct nbdkit_extents* list, int* err) {
+  if (start == 0) return next->extents(next, count, offset, flags, list, err);
+
+  const std::int64_t size = get_size(next, handle);
+  if (size == -1) {
+    *err = EIO;
+    return -1;
+  }
+  const std::unique_ptr<struct nbdkit_extents, FreeExtents> shifted(
+      nbdkit_extents_new(below(offset),
+                         below(static_cast<std::uint64_t>(size))));
+  if (!shifted) {
+    *err = errno;
+    return -1;
+  }
+  if (next->extents(next, count, below(offset), flags, shifted.get(), err) ==
+      -1)
+    return -1;
+  const std::size_t n = nbdkit_extents_count(shifted.get());
+  for (std::size_t i = 0; i < n; i++) {
+    const struct nbdkit_extent e = nbdkit_get_extent(shifted.get(), i);
+    if (nbdkit_add_extent(list, e.offset - static_cast<std::uint64_t>(start),
+                          e.length, e.type) == -1) {
+      *err = errno;
+      return -1;
+    }
+  }
+  return 0;
+}
+
+struct nbdkit_filter make_filter() {
+  struct nbdkit_filter f = {};
+  f.name = "radosoffset";
+  f.longname = "nbdkit radosoffset filter";
+  f.description = "Serve a byte range of every export (" PACKAGE_STRING
+                  ", for nbdkit " NBDKIT_VERSION_STRING " only)";
+  f.config = set_config;
+  f.config_complete = config_complete;
+  f.config_help = config_help;
+  f.prepare = prepare;
+  f.get_size = get_size;
+  f.pread = pread;
+  f.pwrite = pwrite;
+  f.trim = trim;
+  f.zero = zero;
+  f.extents = extents;
+  f.cache = cache;
+  return f;
+}
+
+struct nbdkit_filter filter = make_filter();
+
+}  // namespace
+
+NBDKIT_REGISTER_FILTER(filter)

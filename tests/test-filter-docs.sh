@@ -8,7 +8,7 @@ source "$(dirname "$0")/functions.sh"
 requires_program nbdkit
 unset NBDKIT_VALGRIND
 
-for name in radosoffset; do
+for name in radoscache radosoffset; do
   library=$builddir/filters/$name/.libs/nbdkit-$name-filter.so
   requires_built "$library"
   pod=$tests_srcdir/../man/nbdkit-$name-filter.pod
@@ -26,8 +26,8 @@ for name in radosoffset; do
 
   # The filter takes each of them: the plugin below would not.
   while read -r key; do
-    "${nbdkit[@]}" -U - --filter="$name" null "$key=1M" --run true \
-      >"$tmp/out" 2>&1 || :
+    "${nbdkit[@]}" -U - --filter="$name" memory 1M "$key=/nonexistent/x" \
+      --run true >"$tmp/out" 2>&1 && die "$key=/nonexistent/x was accepted"
     assert_no_match "unknown parameter" "$(cat "$tmp/out")" "answer to $key="
   done <"$tmp/help.keys"
   expect_fail "nonsense" "${nbdkit[@]}" -U - --filter="$name" memory 1M \

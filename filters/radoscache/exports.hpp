@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// The exports that the filter caches.
+//
+// Each export has a disk of its own in the cache, so what is read from one can
+// never be seen in another.  But nobody tells the filter whether two export
+// names are two disks: some plugins ignore the name.  So a change of one
+// export makes the cache forget the same range of all the others.  Where they
+// are different disks this costs a little; where they are the same, it is
+// what keeps them equal.
+//
+// An export that appears while a change of another one is under way does
+// not know of that change.  Changes use a snapshot of the list of exports
+// and keep it until their end; a new export is not cached before all earlier
+// snapshots are gone.
+
+#ifndef NBDRADOS_RADOSCACHE_EXPORTS_HPP
+#define NBDRADOS_RADOSCACHE_EXPORTS_HPP
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cache/block_cache.hpp"
+#include "cache/cached_disk.hpp"
+
+namespace nbdrados {
+
+/// Thread-safe.
+class Exports {
+ public:
+  class Export;
+  using List = std::vector<std::shared_ptr<Export>>;
+  using Snapshot = std::shared_ptr<const List>;
+
+  class Export {
+   public:
+    Export(std::string name, BlockCache& cache, std::uint64_t id,
+           const CachedDisk::Shape& shape,
+           std::vector<std::weak_ptr<const List>> before)
+        : name_(std::move(name)),
+          disk_(cache, id, shape),
+          before_(std::move(before)) {}
+    [[nodiscard]] const std::string& name() const noexcept { return name_; }
+    [[nodiscard]] CachedDisk& disk() noexcept { return disk_; }
+    /// Whether it may be cached by now.
+    [[nodiscard]] bool ready() noexcept;
+
+   private:
+    friend class Exports;
+    /// Another shape of this name has been seen since, so what is cached may
+    /// be of before.  Guarded by the mutex of Exports.
+    bool retired_ = false;
+    const std::string name_;
+    CachedDisk disk_;
+    std::atomic<bool> ready_{false};
+    std::mutex mutex_;
+    std::vector<std::weak_ptr<const List>> before_;  // guarded by mutex_
+  };
+
+  /// How many exports that nobody uses are remembered.
+  static constexpr std::size_t most_idle = 64;
+
+  explicit Exports(BlockCache& cache);
+
+  /// The export of this name; with another shape it is a new one, of which
+  /// nothing is cached.
+  [[nodiscard]] std::shared_ptr<Export> use(const std::string& name,
+                                            const CachedDisk::Shape& shape);
+
+  /// All exports that anybody may read, for a change of one of them.
+  [[nodiscard]] Snapshot snapshot() {
+    const std::scoped_lock lock(mutex_);
+    return list_;
+  }
+
+  /// A change of a range of one export, seen by all of them: see
+  /// CachedDisk::Changing.
+  class Changing {
+   public:
+    Changing(Exports& exports, Export& which, std::uint32_t count,
+             std::uint64_t offset);
+    void done(const char* data) noexcept { mine_.done(data); }
+
+   private:
+    Snapshot snapshot_;
+    std::list<CachedDisk::Changing> others_;
+    CachedDisk::Changing mine_;
+  };
+
+ private:
+  BlockCache& cache_;
+  std::mutex mutex_;
+  // Guarded by mutex_.
+  std::uint64_t last_id_ = 0;
+  Snapshot list_;  ///< the one used last comes last
+  std::vector<std::weak_ptr<const List>> earlier_;
+};
+
+}  // namespace nbdrados
+
+#endif

@@ -92,6 +92,16 @@ story() {
     if has_map "$image"; then check_object_map "$image@$n"; fi
   done
   if has_map "$image"; then check_object_map "$image"; fi
+  # What changed since the first snapshot, as rbd finds it, with fast-diff by
+  # the object maps.
+  rbd import --no-progress "$tmp/s1" rbd/copy
+  rbd_snap rbd/copy@s1
+  rbd export-diff --no-progress --from-snap s1 "$image@s3" "$tmp/diff"
+  rbd import-diff --no-progress "$tmp/diff" rbd/copy
+  same rbd/copy "$tmp/s3"
+  rm "$tmp/diff"
+  rbd snap purge --no-progress rbd/copy
+  rbd rm --no-progress rbd/copy
   assert_eq "" "$(rbd lock ls "$image")" "locks"
   rm "$model"
 }
@@ -195,6 +205,29 @@ for snapshots in no yes; do
   rbd snap purge --no-progress rbd/hide
   rbd rm --no-progress rbd/hide
 done
+
+say "a copy-up keeps the holes of the parent"
+rbd create --size 8M rbd/thin
+start_rados pool=rbd
+"$nbd_expect" "$(uri thin)" write 0 4096 1 ok , write 3M 4096 2 ok
+rbd_snap rbd/thin@s
+for snapshots in no yes; do
+  rbd clone --rbd-default-clone-format 2 rbd/thin@s rbd/thinner
+  [ $snapshots = no ] || rbd_snap rbd/thinner@before
+  "$nbd_expect" "$(uri thinner)" write 1M 4096 3 ok , extents 0 8M \
+    4096:data,1044480:hole,4096:data,2093056:hole,4096:data,5238784:hole , \
+    read-is 0 4096 1 , read-is 3M 4096 2 , read-is 1M 4096 3 , \
+    read-is 4096 1044480 0 , read-is 1052672 2093056 0
+  if [ $snapshots = yes ]; then
+    rbd flatten --no-progress rbd/thinner
+    "$nbd_expect" "$(uri thinner@before)" read-is 0 4096 1 , \
+      read-is 4096 3141632 0 , read-is 3M 4096 2
+    rbd snap purge --no-progress rbd/thinner
+  fi
+  check_object_map rbd/thinner
+  rbd rm --no-progress rbd/thinner
+done
+stop_nbdkit
 
 say "many writers to the same missing objects"
 rbd clone --rbd-default-clone-format 2 rbd/parent@s rbd/crowd

@@ -389,8 +389,8 @@ bool Image::read_chunk(const View& view, char* buffer, std::uint64_t length,
   const Fragment first = traits_.layout.locate(offset, length);
   if (first.length == length) {
     int result = -ENOENT;
-    const bool sure = known_absent(view, first.object_no);
-    if (!sure && !absent(view, first.object_no)) {
+    const bool known = known_absent(view, first.object_no);
+    if (!known && !absent(view, first.object_no)) {
       const MutablePiece piece{buffer, length};
       result = data_.read(object_name(first.object_no), first.object_offset,
                           {&piece, 1}, view.snap)
@@ -398,7 +398,7 @@ bool Image::read_chunk(const View& view, char* buffer, std::uint64_t length,
       if (result != -ENOENT) settle(result, {&piece, 1}, first.object_no);
     }
     return result == -ENOENT && read_parent(view, buffer, length, offset) &&
-           !(sure && view.overlap == 0);
+           !(known && can_be_sure(view));
   }
 
   const std::vector<ObjectExtent> extents = traits_.layout.cut(offset, length);
@@ -413,7 +413,7 @@ bool Image::read_chunk(const View& view, char* buffer, std::uint64_t length,
   // Declared after the pieces: destroyed, and so drained, before them.
   std::vector<std::unique_ptr<Pending>> pending(extents.size());
   const MutablePiece* next = pieces.data();
-  bool sure = view.overlap == 0;
+  bool sure = can_be_sure(view);
   for (std::size_t i = 0; i < extents.size(); ++i) {
     const ObjectExtent& e = extents[i];
     if (known_absent(view, e.object_no)) {

@@ -353,6 +353,11 @@ class Image {
                                   std::uint64_t object_no) const noexcept {
     return view.known && known_.absent(object_no);
   }
+  /// Whether zeros for such an object need no confirmation: a parent's do,
+  /// because it is the child who may be gone.
+  [[nodiscard]] bool can_be_sure(const View& view) const noexcept {
+    return view.overlap == 0 && !options_.backing;
+  }
   /// What is known of objects is not to be believed any more.
   void distrust();
 
@@ -450,6 +455,8 @@ class Image {
   ObjectGuards guards_;
   WriteMerger merger_;
   KnownExtents known_;
+  /// OSDs know the method sparse_copyup, as far as is known.
+  std::atomic<bool> sparse_copyup_{true};
   /// A write was given up that may still be carried out.
   std::atomic<bool> late_writes_{false};
   /// Set by who takes it upon himself to learn from the map.

@@ -247,7 +247,7 @@ bool Image::find_data(const View& view, const Existing& existing,
   const bool learning = view.known && findings.learning != nullptr;
   /// What the parent, if any, has instead.
   std::vector<const ObjectExtent*> gone;
-  bool sure = true;
+  bool sure = !options_.backing;  // see can_be_sure
   const auto found_absent = [&](const ObjectExtent& e) {
     gone.push_back(&e);
     sure = false;
@@ -401,7 +401,7 @@ bool Image::find_backing_data(std::uint64_t length, std::uint64_t offset,
     for (std::uint64_t at = offset; at < end;) {
       const std::uint64_t next = end_of_absent(view, existing, at, end);
       if (next != at) {
-        lacks |= !existing.sure;
+        lacks = true;
         at = next;
         continue;
       }

@@ -67,6 +67,33 @@ void for_runs(const std::vector<std::uint64_t>& numbers, F&& f) {
   }
 }
 
+/// The input of sparse_copyup for what an object is to hold, if it holds zeros
+/// that are worth to be left out; else nothing.
+std::string sparse_copy(const std::string& data) {
+  constexpr std::size_t block = 4096;     // what BlueStore allocates
+  constexpr std::size_t gap = 2 * block;  // fewer zeros are not worth it
+  std::vector<ObjectRange> extents;
+  for (std::size_t at = 0; at < data.size();) {
+    at = data.find_first_not_of('\0', at);
+    if (at == std::string::npos) break;
+    const std::size_t start = at / block * block;
+    const std::size_t stop = std::min(start + block, data.size());
+    if (!extents.empty() &&
+        start - (extents.back().offset + extents.back().length) < gap)
+      extents.back().length = stop - extents.back().offset;
+    else
+      extents.push_back({start, stop - start});
+    at = stop;
+  }
+  std::string packed;
+  std::size_t size = 0;
+  for (const ObjectRange& e : extents) size += e.length;
+  if (size == data.size()) return {};
+  packed.reserve(size);
+  for (const ObjectRange& e : extents) packed.append(data, e.offset, e.length);
+  return encode_sparse_copyup(extents, packed);
+}
+
 }  // namespace
 
 /// What is to happen to an object.
@@ -440,23 +467,36 @@ int Image::copy_up(const View& view, const Target& target, AddSteps&& add) {
       }
     }
 
+    std::string sparse = sparse_copy(data);
     const auto add_copy = [&](WriteOp& op) {
       // First: a hint makes the object, and then nothing is copied up.
-      op.exec(rbd_class, "copyup", data);
+      if (!sparse.empty() && sparse_copyup_)
+        op.exec(rbd_class, "sparse_copyup", sparse);
+      else
+        op.exec(rbd_class, "copyup", data);
       if (traits_.alloc_hints)
         op.alloc_hint(traits_.layout.object_size(),
                       traits_.layout.object_size());
     };
-    if (for_snapshots) {
-      WriteOp op;
-      add_copy(op);
-      if (const int r = data_.write(name, op, SnapContext{})->wait(); r < 0)
-        return r;
-    }
-    WriteOp op;
-    if (has_data && !for_snapshots && !target.whole) add_copy(op);
-    add_steps(view, target, op, add);
-    return data_.write(name, op, view.snapc)->wait();
+    // OSDs before Ceph 16 do not know sparse_copyup.
+    const auto write = [&](auto&& add_to, const SnapContext& snapc) {
+      for (;;) {
+        WriteOp op;
+        const bool is_sparse = sparse_copyup_;
+        add_to(op);
+        const int r = data_.write(name, op, snapc)->wait();
+        if (r != -EOPNOTSUPP || !is_sparse || sparse.empty()) return r;
+        sparse_copyup_ = false;
+      }
+    };
+    if (for_snapshots)
+      if (const int r = write(add_copy, SnapContext{}); r < 0) return r;
+    return write(
+        [&](WriteOp& op) {
+          if (has_data && !for_snapshots && !target.whole) add_copy(op);
+          add_steps(view, target, op, add);
+        },
+        view.snapc);
   }
 }
 

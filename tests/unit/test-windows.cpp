@@ -99,8 +99,30 @@ class Pool : public MemoryStore {
       object->data.write(0, in);
       return 0;
     });
+    on_exec("rbd", "sparse_copyup", [this](auto& object, auto in, auto&) {
+      if (!knows_sparse) return -EOPNOTSUPP;
+      ++sparse_copies;
+      if (object) return 0;
+      object.emplace();
+      Decoder d(in, "sparse_copyup");
+      std::vector<ObjectRange> extents;
+      for (std::uint32_t n = d.u32("extents"); n != 0; --n) {
+        const std::uint64_t offset = d.u64("offset");
+        extents.push_back({offset, d.u64("length")});
+      }
+      const std::string data(d.string("data"));
+      std::size_t at = 0;
+      for (const ObjectRange& e : extents) {
+        object->data.write(e.offset, data.substr(at, e.length));
+        at += e.length;
+      }
+      CPPUNIT_ASSERT_EQUAL(data.size(), at);
+      return 0;
+    });
     put("header", MemoryObject{});
   }
+  bool knows_sparse = true;
+  int sparse_copies = 0;
 
  private:
   static Options options() {
@@ -127,6 +149,8 @@ struct Setup {
   bool writable = true;
   /// Of the parent; none: there is none.
   std::optional<Layout> parent;
+  /// 0, or why the header cannot be read.
+  std::shared_ptr<int> load_error = std::make_shared<int>(0);
 };
 
 class WindowFormat final : public ImageFormat {
@@ -146,7 +170,10 @@ class WindowFormat final : public ImageFormat {
                                               ExclusiveLock::Options{});
   }
   const ImageTraits& traits() const override { return traits_; }
-  View load() override { return setup_.view; }
+  View load() override {
+    if (*setup_.load_error != 0) throw Error(*setup_.load_error, "no header");
+    return setup_.view;
+  }
   ExclusiveLock* lock() noexcept override { return lock_.get(); }
   std::shared_ptr<ObjectMap> open_map(std::uint64_t count) override {
     return ObjectMap::open(store_, id, count, 10s);
@@ -231,10 +258,12 @@ class TestWindows : public CppUnit::TestFixture {
   CPPUNIT_TEST(copy_up_with_snapshots);
   CPPUNIT_TEST(copy_up_at_the_end_of_the_overlap);
   CPPUNIT_TEST(copy_up_from_another_layout);
+  CPPUNIT_TEST(sparse_copy_up);
   CPPUNIT_TEST(whole_object_of_a_clone);
   CPPUNIT_TEST(trim_of_a_clone);
   CPPUNIT_TEST(zero_of_a_clone);
   CPPUNIT_TEST(without_a_map);
+  CPPUNIT_TEST(deleted_clone_is_not_zeros);
   CPPUNIT_TEST_SUITE_END();
 
   /// The pool with the image as it is before, and what is in it.
@@ -281,7 +310,7 @@ class TestWindows : public CppUnit::TestFixture {
       std::string data(image_size, '\0');
       // Data, with a hole that is an object of the child.
       for (std::uint64_t i = 0; i < image_size; ++i)
-        if (i / object_size != 4)
+        if (i / object_size != 4 && !sparse(i))
           data[i] = static_cast<char>('a' + i / 1000 % 26);
       image->write(data.data(), 4 * object_size, 0);
       image->write(data.data() + 5 * object_size, 3 * object_size,
@@ -307,6 +336,12 @@ class TestWindows : public CppUnit::TestFixture {
         if (map[i] == State::exists) map.set(i, State::exists_clean);
       pool.put(format2_object_map_oid(id, snap_head), map_object(map));
     }
+  }
+
+  /// A hole within an object of the parent.
+  static bool sparse(std::uint64_t offset) {
+    return offset >= 5 * object_size + 4 * K &&
+           offset < 5 * object_size + 12 * K;
   }
 
   static std::string object_of(std::uint64_t n) {
@@ -582,6 +617,39 @@ class TestWindows : public CppUnit::TestFixture {
     }
   }
 
+  void sparse_copy_up() {
+    for (const bool snapshots : {false, true}) {
+      Path path = clone();
+      if (snapshots) path.snaps = {4};
+      path.run = {
+          [](Image& i) { put(i, 5 * object_size + 100, 100, 'X'); },
+      };
+      path.least = snapshots ? 4 : 2;
+      visit(path);
+      for (const bool knows : {true, false}) {
+        World world;
+        world.pool.knows_sparse = knows;
+        prepare(path, world);
+        std::string wanted = world.before;
+        wanted.replace(5 * object_size + 100, 100, 100, 'X');
+        {
+          const auto image = open(world.pool, head(path));
+          path.run[0](*image);
+          CPPUNIT_ASSERT(read_all(*image) == wanted);
+        }
+        check(world, path, wanted, wanted);
+        // What the parent has not, takes no space.
+        const auto ranges =
+            world.pool.find(object_of(5))->data.written(0, object_size);
+        CPPUNIT_ASSERT_EQUAL(knows ? 1 : 0, world.pool.sparse_copies);
+        CPPUNIT_ASSERT(
+            ranges == (knows ? std::vector<ObjectRange>{{0, 4 * K},
+                                                        {12 * K, 4 * K}}
+                             : std::vector<ObjectRange>{{0, 16 * K}}));
+      }
+    }
+  }
+
   void whole_object_of_a_clone() {
     for (const bool snapshots : {false, true}) {
       Path path = clone();
@@ -625,6 +693,40 @@ class TestWindows : public CppUnit::TestFixture {
         path.least = 6;
         visit(path);
       }
+  }
+
+  // What is known of a parent says nothing about its child.
+  void deleted_clone_is_not_zeros() {
+    const Path path = clone();
+    World world;
+    prepare(path, world);
+    Setup setup = head(path);
+    setup.writable = false;  // and not watched
+    setup.view.lockable = false;
+    setup.view.mappable = false;
+    const auto image = open(world.pool, setup);
+    check_extents(*image, read_all(*image));
+    std::string data(100, '?');
+    image->read(data.data(), data.size(), 4 * object_size);
+    CPPUNIT_ASSERT(data == std::string(100, '\0'));
+    *setup.load_error = EIO;
+    const auto error_of = [](auto&& request) {
+      try {
+        request();
+      } catch (const Error& e) {
+        return e.code();
+      }
+      return 0;
+    };
+    CPPUNIT_ASSERT_EQUAL(EIO, error_of([&] {
+                           image->read(data.data(), 100, 4 * object_size);
+                         }));
+    *setup.load_error = 0;
+    image->refresh();
+    *setup.load_error = EIO;
+    CPPUNIT_ASSERT_EQUAL(EIO, error_of([&] {
+                           (void)image->extents(100, 4 * object_size, false);
+                         }));
   }
 
   void without_a_map() {

@@ -251,7 +251,7 @@ def format1_header(prefix, size):
                        OBJECT_SIZE.bit_length() - 1, 0, 0, size, 0, 0, 0, 0)
 
 
-def create_image(cluster, name, size, image_format):
+def create_image(cluster, name, size, image_format, *options):
     image = Image(name, size, image_format)
     if image_format == 1:
         # "rbd create" refuses format 1 and reads it.
@@ -264,7 +264,7 @@ def create_image(cluster, name, size, image_format):
                             name + ".rbd", file.name])
     else:
         cluster.rbd("create", "--size", f"{size}B", "--object-size",
-                    str(OBJECT_SIZE), f"{POOL}/{name}")
+                    str(OBJECT_SIZE), *options, f"{POOL}/{name}")
     info = json.loads(cluster.rbd("info", "--format", "json",
                                   f"{POOL}/{name}"))
     if info["size"] != size or info["format"] != image_format:
@@ -440,7 +440,11 @@ TASKS = [
     Task("map-sparse", "nbdinfo --map of the sparse image",
          ["plugin", "qemu-nbd"]),
     Task("map-large", "nbdinfo --map of the large sparse image",
-         ["plugin", "qemu-nbd"]),
+         ["plugin", "plugin, lock held", "qemu-nbd"]),
+    Task("map-plain", "nbdinfo --map of a large sparse image without an "
+         "object map", ["plugin", "plugin, snapshot", "qemu-nbd"]),
+    Task("map-huge", "nbdinfo --map of an empty image of 10 TiB",
+         ["plugin", "plugin, lock held", "plugin, snapshot", "qemu-nbd"]),
 ]
 
 
@@ -506,16 +510,19 @@ class Bench:
                 self.images[op, state] = self.make_filled(op, state)
                 if op == "read" and clones:
                     self.images["clone", state] = self.make_clone(state)
-        for task, name, image_size, writes in (
+        for task, name, image_size, writes, *options in (
                 ("*-sparse", "sparse", 64 * GIB, 500),
-                ("map-large", "large", 1024 * GIB, 2000)):
+                ("map-large", "large", 1024 * GIB, 2000),
+                ("map-plain", "plain", 1024 * GIB, 2000,
+                 "--image-feature=layering"),
+                ("map-huge", "huge", 10240 * GIB, 0)):
             wanted = [t for t in TASKS
                       if re.fullmatch(task.replace("*", ".*"), t.name)
                       and self.selected(t.name)]
-            if wanted and not (name == "large" and self.options.quick):
+            if wanted and not (name != "sparse" and self.options.quick):
                 say(f"making the {name} image")
                 self.images[name] = self.make_sparse(name, image_size,
-                                                     writes)
+                                                     writes, options)
         self.cluster.settle(30)
 
     def image_format(self, op):
@@ -556,11 +563,16 @@ class Bench:
                   f"--block-size={64 * KIB}", f"--stride={128 * KIB}",
                   f"--count={image.size // (128 * KIB)}")
 
-    def make_sparse(self, name, size, writes):
+    def make_sparse(self, name, size, writes, options):
         image = create_image(self.cluster, name, size,
-                             self.options.read_format)
-        self.fill(image, "--pattern=random", "--depth=16",
-                  "--block-size=4096", f"--count={writes}")
+                             2 if options else self.options.read_format,
+                             *options)
+        if writes:
+            self.fill(image, "--pattern=random", "--depth=16",
+                      "--block-size=4096", f"--count={writes}")
+        if image.format == 2:
+            self.cluster.rbd("snap", "create", "--no-progress",
+                             f"{POOL}/{name}@bench")
         return image
 
     def restore_half(self):
@@ -742,8 +754,10 @@ class Bench:
         image = self.images.get(("read", "full") if name == "full" else name)
         if image is None:
             return
-        kinds = [k for k in task.kinds if k != "plugin"
+        kinds = [k for k in task.kinds if not k.startswith("plugin")
                  or any(s.name == "plugin" for s in self.servers)]
+        if image.format == 1:
+            kinds = [k for k in kinds if "," not in k]
         if not any(s.name.startswith("qemu-nbd-") for s in self.servers):
             kinds = [k for k in kinds if k != "qemu-nbd"]
         if self.options.quick and name == "sparse":
@@ -755,8 +769,7 @@ class Bench:
             if kind == "rbd export":
                 result = self.timed_export(image)
             else:
-                server = "plugin" if kind == "plugin" else "qemu-nbd-served"
-                result = self.timed_client(task, image, server)
+                result = self.timed_client(task, image, kind)
             result["osd_cpu_s"] = (self.cluster.settle() - osd) / 1e9
             self.tasks.setdefault((task.name, kind), []).append(result)
             say("round %d: %s, %s: %.3f s" % (number + 1, task.name, kind,
@@ -817,7 +830,13 @@ class Bench:
 
     def timed_client(self, task, image, kind):
         """A fresh server, one client command; for a map also once more."""
-        with RunningServer(self, kind, image, False) as server:
+        server_kind, _, how = kind.partition(", ")
+        if server_kind == "qemu-nbd":
+            server_kind = "qemu-nbd-served"
+        if how == "snapshot":
+            image = Image(image.name + "@bench", image.size, image.format)
+        with RunningServer(self, server_kind, image,
+                           how == "lock held") as server:
             before = cpu_ns(server.pid)
             start = time.monotonic()
             if task.name.startswith("nbdcopy"):
@@ -1109,7 +1128,28 @@ class Report:
             faster = ratio(median(copies[key[0]], "seconds"),
                            median(copies[key[1]], "seconds"))
         add("nbdcopy of a 64 GiB image with 2 MB of data: times faster than "
-            "from qemu-nbd", 2, faster, True, None)
+            "from qemu-nbd", 5, faster, True, None)
+        for task, kind, most, text in (
+                ("map-large", "plugin", 0.3,
+                 "1 TiB with 2,000 blocks of 4 KiB, no lock held"),
+                ("map-large", "plugin, lock held", 0.3,
+                 "1 TiB with 2,000 blocks of 4 KiB, lock held"),
+                ("map-plain", "plugin", 6, "the same without an object map"),
+                ("map-plain", "plugin, snapshot", 0.5,
+                 "a snapshot of it, without an object map"),
+                ("map-huge", "plugin, lock held", 1,
+                 "10 TiB, empty, lock held"),
+                ("map-huge", "plugin, snapshot", 1,
+                 "10 TiB, empty, snapshot")):
+            add(f"nbdinfo --map of {text}: seconds", most,
+                median(copies[task, kind], "seconds")
+                if (task, kind) in copies else None, False, None)
+        key = ("map-large", "qemu-nbd"), ("map-large", "plugin")
+        add("nbdinfo --map of 1 TiB, no lock held: times faster than from "
+            "qemu-nbd", 1,
+            ratio(median(copies[key[0]], "seconds"),
+                  median(copies[key[1]], "seconds"))
+            if all(k in copies for k in key) else None, True, None)
         return rows
 
     def target_lines(self):

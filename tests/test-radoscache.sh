@@ -171,14 +171,28 @@ stop_nbdkit
 grep -Eq 'radoscache: hits 2, misses 1, .* inserted 1, .* of 1048576' \
   "$nbdkit_log" || die "no statistics: $(grep radoscache: "$nbdkit_log")"
 
+# Nothing says that the data may be cached: then it is not.
+random_file "$tmp/disk" 1048576
+start_nbdkit --filter=radoscache --filter=log file "$tmp/disk" \
+  logfile="$tmp/log"
+"$nbd_expect" "$(uri)" read 0 4K ok , read 0 4K ok , write 0 4K 1 ok , \
+  read-is 0 4K 1
+assert_eq 3 "$(below Read)" "reads of what may not be cached"
+stop_nbdkit
+start_nbdkit --filter=radoscache --filter=log file "$tmp/disk" \
+  logfile="$tmp/log" cache-shared=unsafe
+"$nbd_expect" "$(uri)" read 0 4K ok , read 0 4K ok
+assert_eq 1 "$(below Read)" "reads with cache-shared=unsafe"
+stop_nbdkit
+
 # Parameters.
 refused() {
   expect_fail "$1" "${nbdkit[@]}" -U - --filter=radoscache memory 1M \
     "${@:2}" --run true
 }
-refused "cache-assume= is missing"
 refused "cache-assume=maybe: use immutable or exclusive" cache-assume=maybe
 refused "cache-mode=writeback: use" cache-mode=writeback
+refused "cache-shared=safe: use unsafe" cache-shared=safe
 refused "cache-block=5000: use a power of two" cache-block=5000
 refused "cache-size=1000 is less than" cache-size=1000 cache-assume=immutable
 start_nbdkit --filter=radoscache eval get_size='echo 1M' \

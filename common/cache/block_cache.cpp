@@ -185,6 +185,16 @@ void BlockCache::end_change(const Key& key, std::uint32_t offset,
   }
 }
 
+void BlockCache::forget(const Key& key) noexcept {
+  Shard& s = shard(Hash{}(key));
+  const std::scoped_lock lock(s.mutex);
+  drop(s, key);
+  const auto found = s.busy.find(key);
+  if (found == s.busy.end()) return;
+  found->second.fetch.reset();
+  if (found->second.changes.empty()) s.busy.erase(found);
+}
+
 /// The caller knows that the block is not there.
 void BlockCache::insert(Shard& s, const Key& key, const char* data,
                         std::uint32_t length, std::uint32_t read_to) {

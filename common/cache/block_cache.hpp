@@ -123,6 +123,10 @@ class BlockCache {
                   Change change, const char* data,
                   std::uint32_t block_length) noexcept;
 
+  /// After a change that was not announced under this key: drops the block,
+  /// and lets no fetch under way enter the cache.
+  void forget(const Key& key) noexcept;
+
   [[nodiscard]] Statistics statistics() const;
 
  private:

@@ -45,7 +45,7 @@ void Streams::ended(std::uint64_t wanted_to, std::uint64_t to) {
 /// published.
 class CachedDisk::Run {
  public:
-  explicit Run(CachedDisk& disk) : disk_(disk) {}
+  Run(CachedDisk& disk, Version version) : disk_(disk), version_(version) {}
   ~Run() { abandon(); }
   Run(const Run&) = delete;
   Run& operator=(const Run&) = delete;
@@ -54,6 +54,9 @@ class CachedDisk::Run {
   [[nodiscard]] std::uint64_t first() const noexcept { return first_; }
   [[nodiscard]] std::uint64_t end() const noexcept {
     return first_ + claims_.size();
+  }
+  [[nodiscard]] BlockCache::Key key(std::uint64_t block) const noexcept {
+    return disk_.key(version_, block);
   }
   /// Whether another block fits into one request below.
   [[nodiscard]] bool full() const noexcept {
@@ -66,14 +69,14 @@ class CachedDisk::Run {
       claims_.push_back(std::move(claim));
     } catch (...) {
       // Without room it was not moved.
-      disk_.cache_.abandon({disk_.disk_, block}, claim);
+      disk_.cache_.abandon(key(block), claim);
       throw;
     }
   }
 
   void abandon() noexcept {
     for (std::size_t i = 0; i < claims_.size(); i++)
-      disk_.cache_.abandon({disk_.disk_, first_ + i}, claims_[i]);
+      disk_.cache_.abandon(key(first_ + i), claims_[i]);
     claims_.clear();
   }
 
@@ -84,7 +87,7 @@ class CachedDisk::Run {
       const std::uint64_t start = (first_ + i) * size;
       const std::uint64_t read_to =
           read_end > start ? std::min(read_end - start, size) : 0;
-      disk_.cache_.publish({disk_.disk_, first_ + i}, claims_[i],
+      disk_.cache_.publish(key(first_ + i), claims_[i],
                            data + i * size, disk_.block_length(first_ + i),
                            static_cast<std::uint32_t>(read_to));
     }
@@ -93,6 +96,7 @@ class CachedDisk::Run {
 
  private:
   CachedDisk& disk_;
+  const Version version_;
   std::uint64_t first_ = 0;
   std::vector<BlockCache::FetchPtr> claims_;
 };
@@ -105,9 +109,10 @@ std::uint32_t CachedDisk::block_length(std::uint64_t block) const noexcept {
 }
 
 int CachedDisk::read(char* to, std::uint32_t count, std::uint64_t offset,
-                     Streams& streams, const Below& below) {
+                     Streams& streams, const Below& below,
+                     Version version) {
   const std::uint64_t end = offset + count;
-  Run run(*this);
+  Run run(*this, version);
   // Nobody waits for a fetch of his own, nor while he has claims.
   bool waited = false;
   for (std::uint64_t at = offset; at < end;) {
@@ -120,7 +125,7 @@ int CachedDisk::read(char* to, std::uint32_t count, std::uint64_t offset,
       if (const int r = fetch(run, to, count, offset, below); r != 0) return r;
 
     BlockCache::FetchPtr claim;
-    const Result result = cache_.read({disk_, block}, in, n, here, claim);
+    const Result result = cache_.read(key(version, block), in, n, here, claim);
     if (result == Result::claimed) {
       run.add(block, std::move(claim));
     } else {
@@ -155,7 +160,7 @@ void CachedDisk::extend(Run& run, Streams& streams) {
                                     shape_.read_ahead / shape_.block);
   for (; more > 0 && run.end() < blocks && !run.full(); more--) {
     BlockCache::FetchPtr claim;
-    if (cache_.read({disk_, run.end()}, 0, 0, nullptr, claim) !=
+    if (cache_.read(run.key(run.end()), 0, 0, nullptr, claim) !=
         Result::claimed)
       break;
     run.add(run.end(), std::move(claim));
@@ -198,8 +203,8 @@ int CachedDisk::fetch(Run& run, char* to, std::uint32_t count,
 // Changes -------------------------------------------------------------------
 
 CachedDisk::Changing::Changing(CachedDisk& disk, std::uint32_t count,
-                               std::uint64_t offset)
-    : disk_(disk), offset_(offset), end_(offset) {
+                               std::uint64_t offset, Version version)
+    : disk_(disk), version_(version), offset_(offset), end_(offset) {
   const std::uint64_t end = offset + count;
   const std::uint32_t size = disk_.shape_.block;
   try {
@@ -208,7 +213,7 @@ CachedDisk::Changing::Changing(CachedDisk& disk, std::uint32_t count,
       const std::uint32_t in = static_cast<std::uint32_t>(end_ % size);
       const std::uint32_t n = static_cast<std::uint32_t>(
           std::min<std::uint64_t>(size - in, end - end_));
-      disk_.cache_.begin_change({disk_.disk_, block}, in, n);
+      disk_.cache_.begin_change(disk_.key(version_, block), in, n);
       end_ += n;
     }
   } catch (...) {
@@ -234,7 +239,7 @@ void CachedDisk::Changing::end(BlockCache::Change change,
     const std::uint32_t in = static_cast<std::uint32_t>(at % size);
     const std::uint32_t n = static_cast<std::uint32_t>(
         std::min<std::uint64_t>(size - in, end_ - at));
-    disk_.cache_.end_change({disk_.disk_, block}, in, n, change,
+    disk_.cache_.end_change(disk_.key(version_, block), in, n, change,
                             data != nullptr ? data + (at - offset_) : nullptr,
                             disk_.block_length(block));
     at += n;

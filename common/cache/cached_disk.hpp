@@ -58,23 +58,38 @@ class CachedDisk {
   /// Reads below: buffer, count, offset.  Returns 0 or an errno.
   using Below = std::function<int(char*, std::uint32_t, std::uint64_t)>;
 
-  CachedDisk(BlockCache& cache, std::uint64_t disk, const Shape& shape)
+  CachedDisk(BlockCache& cache, std::uint32_t disk, const Shape& shape)
       : cache_(cache), disk_(disk), shape_(shape) {}
 
   [[nodiscard]] const Shape& shape() const noexcept { return shape_; }
+
+  /// Everything is cached under a version: a number that stands for a time
+  /// in which nobody else changed the disk.  What was cached under another
+  /// one is not used.  The disk of BlockCache::Key is made of both.
+  using Version = std::uint32_t;
 
   /// Reads; the range must be in the disk.  Without `to` the blocks are only
   /// brought into the cache.  Returns 0 or the errno of a read below that
   /// covers nothing but the range asked for (so a bad place elsewhere in a
   /// block does no harm).
   [[nodiscard]] int read(char* to, std::uint32_t count, std::uint64_t offset,
-                         Streams& streams, const Below& below);
+                         Streams& streams, const Below& below,
+                         Version version = 0);
+
+  /// After a change that was not announced under this version.
+  void forget(std::uint32_t count, std::uint64_t offset,
+              Version version) noexcept {
+    for (std::uint64_t b = offset / shape_.block;
+         b * shape_.block < offset + count; b++)
+      cache_.forget(key(version, b));
+  }
 
   /// A change of a range, from before the request below until its end.
   /// Without a call of done() the cache forgets the range.
   class Changing {
    public:
-    Changing(CachedDisk& disk, std::uint32_t count, std::uint64_t offset);
+    Changing(CachedDisk& disk, std::uint32_t count, std::uint64_t offset,
+             Version version = 0);
     ~Changing();
     Changing(const Changing&) = delete;
     Changing& operator=(const Changing&) = delete;
@@ -86,6 +101,7 @@ class CachedDisk {
     void end(BlockCache::Change change, const char* data) noexcept;
 
     CachedDisk& disk_;
+    const Version version_;
     std::uint64_t offset_;
     std::uint64_t end_;
     bool ended_ = false;
@@ -94,13 +110,17 @@ class CachedDisk {
  private:
   class Run;
 
+  [[nodiscard]] BlockCache::Key key(Version version,
+                                    std::uint64_t block) const noexcept {
+    return {std::uint64_t{disk_} << 32 | version, block};
+  }
   [[nodiscard]] std::uint32_t block_length(std::uint64_t block) const noexcept;
   int fetch(Run& run, char* to, std::uint32_t count, std::uint64_t offset,
             const Below& below);
   void extend(Run& run, Streams& streams);
 
   BlockCache& cache_;
-  const std::uint64_t disk_;
+  const std::uint32_t disk_;
   const Shape shape_;
 };
 

@@ -97,7 +97,8 @@ Image::Image(std::unique_ptr<ImageFormat> format, ImageOptions options)
   maintenance_->start();
 }
 
-Image::~Image() = default;
+// The lock is given away when the members go.
+Image::~Image() { promise_->end(); }
 
 std::uint64_t Image::size() { return view_.read()->size; }
 
@@ -130,7 +131,13 @@ void Image::publish(View view) {
   view.map = locked_ && view.mappable && !view.hold_writes ? map_ : nullptr;
   view.known =
       (view.snap != snap_head || locked_) && !view.hold_writes && !late_writes_;
-  if (view == last_) return;
+  // Who reads under a new promise must find the new view: first the end of
+  // the old promise, last the beginning of the new one.
+  const bool promised = keep_promise(view);
+  if (view == last_) {
+    if (promised) promise_->begin();
+    return;
+  }
   if (view.snap != snap_head &&
       (view.snap != last_.snap || view.size != last_.size ||
        view.overlap != last_.overlap ||
@@ -140,11 +147,24 @@ void Image::publish(View view) {
   }
   last_ = view;
   view_.store(std::make_unique<View>(std::move(view)));
+  if (promised) promise_->begin();
   {
     const std::scoped_lock lock(hold_mutex_);
     ++publications_;
   }
   hold_changed_.notify_all();
+}
+
+/// Tells caches above what they may keep no longer.  Returns whether a promise
+/// begins with this view.  The caller holds state_mutex_.
+bool Image::keep_promise(const View& view) noexcept {
+  // What is in a snapshot stays, whatever happens to the header.
+  const bool constant =
+      view.failure == 0 && (view.snap != snap_head || view.known);
+  const bool same = promise_->generation() != 0 && view.snap == last_.snap &&
+                    view.size == last_.size;
+  if (!constant || !same) promise_->end();
+  return constant && !same;
 }
 
 void Image::load_and_publish(bool end_hold) {
@@ -219,6 +239,8 @@ void Image::publish_locked() {
   locked_ = true;
   map_ = std::move(map);
   known_.reset(traits_.layout.object_count(view.size));
+  // Others may have had the lock in between.
+  promise_->end();
   publish(std::move(view));
   last_verdict_ = mine;
 }

@@ -54,6 +54,7 @@
 #include <utility>
 #include <vector>
 
+#include "coherence/coherence.hpp"
 #include "image/extents_mode.hpp"
 #include "image/known_extents.hpp"
 #include "image/lock_mode.hpp"
@@ -247,6 +248,12 @@ class Image {
     return discard_granularity_;
   }
 
+  /// Whether caches above may keep what they have read: while the exclusive
+  /// lock is held, and always of a snapshot.
+  [[nodiscard]] std::shared_ptr<const Promise> promise() const noexcept {
+    return promise_;
+  }
+
   /// Reads the metadata again, as for a new client.  Throws Error, also
   /// where the image has been lost for good.
   void refresh();
@@ -358,6 +365,7 @@ class Image {
   [[nodiscard]] bool can_be_sure(const View& view) const noexcept {
     return view.overlap == 0 && !options_.backing;
   }
+  [[nodiscard]] bool keep_promise(const View& view) noexcept;
   /// What is known of objects is not to be believed any more.
   void distrust();
 
@@ -455,6 +463,8 @@ class Image {
   ObjectGuards guards_;
   WriteMerger merger_;
   KnownExtents known_;
+  /// Changed under state_mutex_.
+  const std::shared_ptr<Promise> promise_ = make_promise();
   /// OSDs know the method sparse_copyup, as far as is known.
   std::atomic<bool> sparse_copyup_{true};
   /// A write was given up that may still be carried out.

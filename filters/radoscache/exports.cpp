@@ -27,12 +27,13 @@ bool Exports::Export::ready() noexcept {
 Exports::Exports(BlockCache& cache)
     : cache_(cache), list_(std::make_shared<List>()) {}
 
-std::shared_ptr<Exports::Export> Exports::use(const std::string& name,
-                                              const CachedDisk::Shape& shape) {
+std::shared_ptr<Exports::Export> Exports::use(
+    const std::string& name, const CachedDisk::Shape& shape,
+    const std::shared_ptr<const Promise>& promise, bool assumed) {
   const std::scoped_lock lock(mutex_);
   const auto found = std::ranges::find_if(*list_, [&](const auto& e) {
     return e->name() == name && !e->retired_ &&
-           same(e->disk().shape(), shape);
+           e->promise_ == promise && same(e->disk().shape(), shape);
   });
   if (found != list_->end()) return *found;
 
@@ -49,22 +50,37 @@ std::shared_ptr<Exports::Export> Exports::use(const std::string& name,
   std::erase_if(earlier_, [](const auto& list) { return list.expired(); });
   earlier_.push_back(list_);
   next->push_back(std::make_shared<Export>(name, cache_, ++last_id_, shape,
-                                           earlier_));
+                                           promise, assumed, earlier_));
   list_ = next;
   return next->back();
 }
 
 Exports::Changing::Changing(Exports& exports, Export& which,
                             std::uint32_t count, std::uint64_t offset)
-    : snapshot_(exports.snapshot()), mine_(which.disk(), count, offset) {
+    : snapshot_(exports.snapshot()), mine_(which, count, offset) {
   for (const std::shared_ptr<Export>& e : *snapshot_) {
-    if (e.get() == &which || e->disk().shape().size <= offset) continue;
+    const bool different =
+        e->promise_ && which.promise_ && e->promise_ != which.promise_;
+    if (e.get() == &which || different || e->disk().shape().size <= offset)
+      continue;
     const std::uint64_t rest = e->disk().shape().size - offset;
     others_.emplace_back(
-        e->disk(),
-        static_cast<std::uint32_t>(std::min<std::uint64_t>(count, rest)),
+        *e, static_cast<std::uint32_t>(std::min<std::uint64_t>(count, rest)),
         offset);
   }
+}
+
+Exports::Changing::~Changing() = default;
+
+Exports::Changing::Part::Part(Export& e, std::uint32_t n, std::uint64_t from)
+    : which(e), count(n), offset(from), version(e.version()) {
+  if (version != 0) announced.emplace(which.disk(), count, offset, version);
+}
+
+Exports::Changing::Part::~Part() {
+  announced.reset();
+  const CachedDisk::Version now = which.version();
+  if (now != version && now != 0) which.disk().forget(count, offset, now);
 }
 
 }  // namespace nbdrados

@@ -3,11 +3,16 @@
 // The exports that the filter caches.
 //
 // Each export has a disk of its own in the cache, so what is read from one can
-// never be seen in another.  But nobody tells the filter whether two export
-// names are two disks: some plugins ignore the name.  So a change of one
-// export makes the cache forget the same range of all the others.  Where they
-// are different disks this costs a little; where they are the same, it is
-// what keeps them equal.
+// never be seen in another.  But only a promise (see coherence.hpp) tells
+// whether two export names are two disks: some plugins ignore the name.  So a
+// change of one export makes the cache forget the same range of all others
+// that are not known to be different disks.  Where they are different this
+// costs a little; where they are the same, it is what keeps them equal.
+//
+// A promise can begin and end during a change (the rados plugin takes its lock
+// for it).  The change was announced under the version of its beginning; what
+// was fetched under the one of its end is forgotten before the change is
+// acknowledged.
 //
 // An export that appears while a change of another one is under way does
 // not know of that change.  Changes use a snapshot of the list of exports
@@ -23,12 +28,14 @@
 #include <list>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "cache/block_cache.hpp"
 #include "cache/cached_disk.hpp"
+#include "coherence/coherence.hpp"
 
 namespace nbdrados {
 
@@ -41,16 +48,27 @@ class Exports {
 
   class Export {
    public:
-    Export(std::string name, BlockCache& cache, std::uint64_t id,
+    Export(std::string name, BlockCache& cache, std::uint32_t id,
            const CachedDisk::Shape& shape,
+           std::shared_ptr<const Promise> promise, bool assumed,
            std::vector<std::weak_ptr<const List>> before)
         : name_(std::move(name)),
+          promise_(std::move(promise)),
+          assumed_(assumed),
           disk_(cache, id, shape),
           before_(std::move(before)) {}
     [[nodiscard]] const std::string& name() const noexcept { return name_; }
     [[nodiscard]] CachedDisk& disk() noexcept { return disk_; }
-    /// Whether it may be cached by now.
+    /// Whether it may be cached by now, as far as changes are concerned that
+    /// began before it was there.
     [[nodiscard]] bool ready() noexcept;
+    /// What to cache it under now; 0: it must not be cached.
+    [[nodiscard]] CachedDisk::Version version() const noexcept {
+      if (assumed_) return 1;
+      return promise_ ? static_cast<CachedDisk::Version>(
+                            promise_->generation())
+                      : 0;
+    }
 
    private:
     friend class Exports;
@@ -58,6 +76,8 @@ class Exports {
     /// be of before.  Guarded by the mutex of Exports.
     bool retired_ = false;
     const std::string name_;
+    const std::shared_ptr<const Promise> promise_;
+    const bool assumed_;
     CachedDisk disk_;
     std::atomic<bool> ready_{false};
     std::mutex mutex_;
@@ -69,10 +89,12 @@ class Exports {
 
   explicit Exports(BlockCache& cache);
 
-  /// The export of this name; with another shape it is a new one, of which
-  /// nothing is cached.
-  [[nodiscard]] std::shared_ptr<Export> use(const std::string& name,
-                                            const CachedDisk::Shape& shape);
+  /// The export of this name; with another shape or promise it is a new one,
+  /// of which nothing is cached.  `assumed`: it may be cached without a
+  /// promise.
+  [[nodiscard]] std::shared_ptr<Export> use(
+      const std::string& name, const CachedDisk::Shape& shape,
+      const std::shared_ptr<const Promise>& promise, bool assumed);
 
   /// All exports that anybody may read, for a change of one of them.
   [[nodiscard]] Snapshot snapshot() {
@@ -86,19 +108,36 @@ class Exports {
    public:
     Changing(Exports& exports, Export& which, std::uint32_t count,
              std::uint64_t offset);
-    void done(const char* data) noexcept { mine_.done(data); }
+    ~Changing();
+    Changing(const Changing&) = delete;
+    Changing& operator=(const Changing&) = delete;
+    void done(const char* data) noexcept {
+      if (mine_.announced) mine_.announced->done(data);
+    }
 
    private:
+    struct Part {
+      Part(Export& e, std::uint32_t count, std::uint64_t offset);
+      ~Part();
+      Part(const Part&) = delete;
+      Part& operator=(const Part&) = delete;
+
+      Export& which;
+      const std::uint32_t count;
+      const std::uint64_t offset;
+      const CachedDisk::Version version;
+      std::optional<CachedDisk::Changing> announced;
+    };
     Snapshot snapshot_;
-    std::list<CachedDisk::Changing> others_;
-    CachedDisk::Changing mine_;
+    std::list<Part> others_;
+    Part mine_;
   };
 
  private:
   BlockCache& cache_;
   std::mutex mutex_;
   // Guarded by mutex_.
-  std::uint64_t last_id_ = 0;
+  std::uint32_t last_id_ = 0;
   Snapshot list_;  ///< the one used last comes last
   std::vector<std::weak_ptr<const List>> earlier_;
 };

@@ -5,8 +5,10 @@
 // what belongs to an export.
 //
 // Whether anything may be cached is a question of what else can change the
-// data below.  The filter cannot see that, so the user says it with
-// cache-assume=: nothing does, or only clients of this server do.
+// data below.  The rados plugin tells (see coherence.hpp): what it reads from a
+// snapshot stays for ever, and an image is its own while it holds the exclusive
+// lock.  For other plugins the user says it with cache-assume=: nothing
+// changes the data, or only clients of this server do.
 //
 // Writes go through: a request is done when it is done below, so FUA and
 // flush mean what they mean below, and there is nothing to lose.
@@ -31,6 +33,7 @@
 
 #include "cache/block_cache.hpp"
 #include "cache/cached_disk.hpp"
+#include "coherence/coherence.hpp"
 #include "exports.hpp"
 
 #ifdef HAVE_CONFIG_H
@@ -63,7 +66,7 @@ constexpr std::uint32_t largest_fetch = 32 << 20;
 constexpr std::uint64_t read_ahead_share = 8;
 
 enum class Mode { writethrough, none };
-enum class Assume { immutable, exclusive };
+enum class Assume { immutable, exclusive, unsafe };
 
 struct Config {
   Mode mode = Mode::writethrough;
@@ -76,9 +79,10 @@ Config config;
 
 constexpr const char* config_help =
     "cache-assume=immutable|exclusive\n"
-    "                           (required) What may change the data: nothing,"
-    "\n"
-    "                           or only clients of this server.\n"
+    "                           What may change the data: nothing, or only\n"
+    "                           clients of this server (default: what the\n"
+    "                           plugin tells, else nothing is cached).\n"
+    "cache-shared=unsafe        Cache what others may change, too.\n"
     "cache-mode=writethrough|none\n"
     "                           none: do not cache (default writethrough).\n"
     "cache-size=<SIZE>          Memory for all exports (default 64M).\n"
@@ -90,6 +94,7 @@ constexpr const char* config_help =
 struct Connection {
   explicit Connection(const char* n) : name(n) {}
   std::string name;
+  std::shared_ptr<const Promise> promise;  ///< of the plugin; or null
   std::shared_ptr<Exports::Export> entry;  ///< null: not cached
   Streams streams;
 };
@@ -110,9 +115,10 @@ Connection& connection_of(void* handle) {
   return *static_cast<Connection*>(handle);
 }
 
-bool cached(void* handle) {
+/// What the export is to be cached under; 0: not now.
+CachedDisk::Version version_of(void* handle) {
   const auto& entry = connection_of(handle).entry;
-  return entry && entry->ready();
+  return entry && entry->ready() ? entry->version() : 0;
 }
 
 /// Runs `body`, which returns 0 or an errno.
@@ -175,6 +181,9 @@ int set_config(nbdkit_next_config* next, nbdkit_backend* nxdata,
       config.assume = Assume::exclusive;
     else
       return choose(key, value, "immutable or exclusive");
+  } else if (k == "cache-shared") {
+    if (v != "unsafe") return choose(key, value, "unsafe");
+    config.assume = Assume::unsafe;
   } else if (k == "cache-size" || k == "cache-block" ||
              k == "cache-readahead") {
     const std::int64_t n = nbdkit_parse_size(value);
@@ -199,13 +208,6 @@ int set_config(nbdkit_next_config* next, nbdkit_backend* nxdata,
 int config_complete(nbdkit_next_config_complete* next,
                     nbdkit_backend* nxdata) {
   if (config.mode != Mode::none) {
-    if (!config.assume) {
-      nbdkit_error(
-          "radoscache: cache-assume= is missing: say immutable if nothing "
-          "changes the data below, exclusive if only clients of this server "
-          "do; otherwise it cannot be cached");
-      return -1;
-    }
     const std::uint64_t least = config.block.value_or(largest_default);
     if (config.size < 4 * least) {
       nbdkit_error("radoscache: cache-size=%" PRIu64
@@ -235,12 +237,16 @@ bool immutable() {
 
 void* open_export(nbdkit_next_open* next, nbdkit_context* context,
                   int readonly, const char* name, int /*is_tls*/) {
+  // What a plugin offers, it offers within the call.
+  (void)take_promise();
   // What must not change cannot be written to.
   if (next(context, immutable() ? 1 : readonly, name) == -1) return nullptr;
+  std::shared_ptr<const Promise> promise = take_promise();
   Connection* made = nullptr;
   int err;
   if (guard("open", &err, [&] {
         auto connection = std::make_unique<Connection>(name);
+        connection->promise = std::move(promise);
         const std::scoped_lock lock(state->mutex);
         Connection* key = connection.get();
         state->connections.emplace(key, std::move(connection));
@@ -260,6 +266,12 @@ void close_export(void* handle) {
 /// Finds out how the export below is to be cached.
 int prepare(nbdkit_next* next, void* handle, int /*readonly*/) {
   if (config.mode == Mode::none) return 0;
+  if (!config.assume && !connection_of(handle).promise) {
+    nbdkit_debug(
+        "radoscache: nothing is cached: the plugin does not tell whether "
+        "others may change the data, and there is no cache-assume=");
+    return 0;
+  }
   const std::int64_t size = next->get_size(next);
   std::uint32_t minimum;
   std::uint32_t preferred;
@@ -290,7 +302,8 @@ int prepare(nbdkit_next* next, void* handle, int /*readonly*/) {
          .block = block,
          .max_fetch = std::min(maximum, largest_fetch) / block * block,
          .read_ahead =
-             std::min(config.read_ahead, config.size / read_ahead_share)});
+             std::min(config.read_ahead, config.size / read_ahead_share)},
+        connection_of(handle).promise, config.assume.has_value());
     return 0;
   });
 }
@@ -319,12 +332,13 @@ CachedDisk::Below reader(nbdkit_next* next) {
 
 int pread(nbdkit_next* next, void* handle, void* buffer, std::uint32_t count,
           std::uint64_t offset, std::uint32_t flags, int* err) {
-  if (!cached(handle))
+  const CachedDisk::Version version = version_of(handle);
+  if (version == 0)
     return next->pread(next, buffer, count, offset, flags, err);
   return guard("pread", err, [&] {
     Connection& c = connection_of(handle);
     return c.entry->disk().read(static_cast<char*>(buffer), count, offset,
-                                c.streams, reader(next));
+                                c.streams, reader(next), version);
   });
 }
 
@@ -383,11 +397,12 @@ int cache(nbdkit_next* next, void* handle, std::uint32_t count,
   if (!connection_of(handle).entry)
     return next->cache(next, count, offset, flags, err);
   // It is only advice.
-  if (!cached(handle)) return 0;
+  const CachedDisk::Version version = version_of(handle);
+  if (version == 0) return 0;
   return guard("cache", err, [&] {
     Connection& c = connection_of(handle);
     return c.entry->disk().read(nullptr, count, offset, c.streams,
-                                reader(next));
+                                reader(next), version);
   });
 }
 

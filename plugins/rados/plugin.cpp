@@ -18,6 +18,7 @@
 #include <memory>
 #include <string>
 
+#include "coherence/coherence.hpp"
 #include "config.hpp"
 #include "gateway.hpp"
 #include "nbdkit/guard.hpp"
@@ -137,8 +138,11 @@ const char* default_export(int /*readonly*/, int /*is_tls*/) {
 void* open_export(int readonly) {
   return guard("open", static_cast<void*>(nullptr), [&]() -> void* {
     const char* name = nbdkit_export_name();
-    return gateway->open(config->export_spec(name ? name : ""),
-                         readonly == 0);
+    Gateway::Use* const use = gateway->open(
+        config->export_spec(name ? name : ""), readonly == 0);
+    // For a cache above, which has called this.
+    offer_promise(use->image().promise());
+    return use;
   });
 }
 

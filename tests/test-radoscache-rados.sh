@@ -1,0 +1,101 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: BSD-3-Clause
+#
+# The filter radoscache over the plugin, which tells what may be cached: of a
+# snapshot all, of an image what is read while it holds the exclusive lock.
+# librbd writes, rolls back and takes the lock in between.
+
+source "$(dirname "$0")/functions.sh"
+requires_program qemu-io
+requires nbdkit --filter=log null --version
+requires_built "$nbd_expect" "$random_ops" \
+  "$builddir/filters/radoscache/.libs/nbdkit-radoscache-filter.so"
+requires_plugin
+start_ceph
+
+# below: how many reads have reached the plugin.
+below() { grep -c " Read id=[0-9]* .*\.\.\.\$" "$tmp/log" || :; }
+serve() {
+  rm -f "$tmp/log"
+  start_nbdkit --filter=radoscache --filter=log rados "conf=$ceph_conf" \
+    logfile="$tmp/log" "$@"
+}
+librbd_write() { # IMAGE OFFSET LENGTH BYTE
+  qemu-io -f raw "rbd:rbd/$1:conf=$ceph_conf" -c "write -P $4 $2 $3" >/dev/null
+}
+
+fill_file "$tmp/data" 8388608 141
+rbd import --no-progress "$tmp/data" rbd/disk
+rbd_snap rbd/disk@s
+rbd import --no-progress "$tmp/data" rbd/other
+
+say "a snapshot is cached"
+serve pool=rbd image=disk@s
+"$nbd_expect" "$(uri)" read-is 0 1M 97 , read-is 0 1M 97 , \
+  run "'$nbd_expect' '$(uri)' read-is 64K 4K 97 , read-is 0 1M 97"
+assert_eq 1 "$(below)" "reads of the snapshot below"
+# With its last client an image is closed, and nothing of it is kept.
+"$nbd_expect" "$(uri)" read-is 64K 4K 97
+assert_eq 2 "$(below)" "reads of the snapshot that was opened again"
+stop_nbdkit
+
+say "an image is cached while its lock is held"
+serve pool=rbd
+"$nbd_expect" "$(uri disk)" write 0 128K 1 ok , read-is 0 128K 1 , \
+  read-is 1M 64K 97 , read-is 1M 64K 97 , \
+  run "'$nbd_expect' '$(uri other)' read-is 1M 64K 97 , write 0 4K 9 ok" , \
+  read-is 0 4K 1 , write 1M 10 2 ok , read-is 1M 10 2 , read-is 1024K 10 2
+assert_eq 2 "$(below)" "reads of the images below"
+"$random_ops" --ops 500 --threads 2 --connections 2 --adopt "$(uri other)" \
+  >/dev/null
+stop_nbdkit
+
+# A rollback does not ask for the lock, so somebody else must take it before.
+say "another client takes the lock, writes, and rolls back"
+serve pool=rbd image=disk lock=auto
+"$nbd_expect" "$(uri)" write 4M 64K 3 ok , read-is 4M 64K 3 , \
+  read-is 2M 64K 97 , \
+  run "qemu-io -f raw 'rbd:rbd/disk:conf=$ceph_conf' \
+    -c 'write -P 5 2M 64K' >/dev/null" , \
+  read-is 2M 64K 5 , read-is 4M 64K 3 , \
+  run "qemu-io -f raw 'rbd:rbd/disk:conf=$ceph_conf' \
+    -c 'write -P 6 2M 64K' >/dev/null" , \
+  read-is 2M 64K 6 , write 3M 4K 7 ok , read-is 2M 64K 6 , read-is 2M 64K 6 , \
+  run "qemu-io -f raw 'rbd:rbd/disk:conf=$ceph_conf' \
+    -c 'write -P 5 5M 64K' >/dev/null && \
+    rbd snap rollback --no-progress rbd/disk@s" , \
+  read-is 2M 64K 97 , read-is 4M 64K 97 , read-is 3M 4K 97 , \
+  write 3M 4K 8 ok , read-is 3M 4K 8 , read-is 2M 64K 97
+stop_nbdkit
+
+say "without a lock nothing is cached, unless that is asked for"
+serve -r pool=rbd image=disk
+"$nbd_expect" "$(uri)" read-is 2M 64K 97 , read-is 2M 64K 97
+assert_eq 2 "$(below)" "reads without the lock"
+librbd_write disk 2M 64K 4
+"$nbd_expect" "$(uri)" read-is 2M 64K 4
+stop_nbdkit
+serve -r pool=rbd image=disk cache-shared=unsafe
+"$nbd_expect" "$(uri)" read-is 2M 64K 4 , read-is 2M 64K 4
+assert_eq 1 "$(below)" "reads that are cached unsafely"
+stop_nbdkit
+
+say "two servers with caches hand the lock to and fro"
+serve pool=rbd image=other lock=auto
+first=$(uri)
+start_nbdkit --filter=radoscache rados "conf=$ceph_conf" pool=rbd \
+  image=other lock=auto
+timeout 100 "$random_ops" --ops 60 --connections 2 --adopt --max-length 256K \
+  "$first" "$(uri)" >/dev/null || die "two servers give different data"
+stop_nbdkit
+
+say "a client that is shut out does not go on with what is cached"
+rbd import --no-progress "$tmp/data" rbd/lost
+serve pool=rbd image=lost
+cat >"$tmp/shut-out" <<'SCRIPT'
+address=$(rbd lock ls rbd/lost | grep -Eo '[0-9.]+:[0-9]+/[0-9]+' | head -n 1)
+[ -n "$address" ] && ceph osd blocklist add "$address" 3600
+SCRIPT
+"$nbd_expect" "$(uri)" read-is 0 4K 97 , read-is 0 4K 97 , \
+  run "bash $tmp/shut-out >$tmp/shut-out.log 2>&1" , \
+  until 60 write 1M 4K 1 ESHUTDOWN , until 30 read 0 4K ESHUTDOWN

@@ -233,7 +233,8 @@ class ObjectStore {
 
   /// Starts reading [offset, offset + total size of `pieces`) of an object
   /// at a snapshot into `pieces`, which must stay valid until completion.
-  /// The result is the number of bytes read; -ENOENT: no such object.
+  /// The result is the number of bytes read: all of them where the store has
+  /// filled with zeros what the object has not.  -ENOENT: no such object.
   [[nodiscard]] virtual std::unique_ptr<Pending> read(
       const std::string& oid, std::uint64_t offset,
       std::span<const MutablePiece> pieces, SnapId snap) = 0;

@@ -23,6 +23,7 @@
 #include <rados/librados.hpp>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
@@ -166,6 +167,99 @@ class ReadPending final : public RadosPending {
     return total;
   }
   std::span<const MutablePiece> pieces_;
+};
+
+/// Whether reads had better be sparse, which an OSD answers with what the object
+/// has and where.  Measured with 16.2.15, eight reads in flight: an object that
+/// is nearly all holes takes 0.35 (64 KiB) to 0.08 (4 MiB) of the time of a
+/// plain read, one that is half full in pieces of 64 KiB 1.1 to 0.6, a full one
+/// 1.0 to 1.1.  So it depends on what the last ones brought, and now and then it
+/// is tried again.  (librbd's are sparse from 64 KiB: rbd_sparse_read_threshold_
+/// bytes.)  Thread-safe.
+class SparseReads {
+ public:
+  static constexpr std::size_t smallest = 64 << 10;
+
+  [[nodiscard]] bool wanted(std::size_t length) noexcept {
+    if (length < smallest) return false;
+    constexpr auto relaxed = std::memory_order_relaxed;
+    return score_.load(relaxed) > 0 || plain_.fetch_add(1, relaxed) % 16 == 15;
+  }
+  void learn(std::size_t length, std::size_t got) noexcept {
+    constexpr auto relaxed = std::memory_order_relaxed;
+    // An update that another thread overwrites does no harm.
+    const int score = score_.load(relaxed);
+    score_.store(got <= length / 4 * 3 ? std::min(score + 4, 16)
+                                       : std::max(score - 1, 0),
+                 relaxed);
+  }
+
+ private:
+  std::atomic<int> score_{4};
+  std::atomic<unsigned> plain_{0};
+};
+
+class SparseReadPending final : public RadosPending {
+ public:
+  SparseReadPending(RadosStore& store, SparseReads& reads,
+                    std::uint64_t offset, std::size_t length,
+                    std::span<const MutablePiece> pieces)
+      : RadosPending(store),
+        reads_(reads),
+        offset_(offset),
+        length_(length),
+        pieces_(pieces) {}
+  ~SparseReadPending() override { drain(); }
+  librados::ObjectReadOperation op;
+  std::map<std::uint64_t, std::uint64_t> extents;
+  bufferlist data;
+  int op_result = 0;
+
+ private:
+  int finish(int r) override {
+    if (r < 0) return r;
+    if (op_result < 0) return op_result;
+    auto from = data.cbegin();
+    std::uint64_t at = offset_;
+    const std::uint64_t end = offset_ + length_;
+    for (const auto& [start, size] : extents) {
+      if (start < at || start > end || size > end - start ||
+          from.get_remaining() < size)
+        return -EIO;  // not an answer to what was asked
+      next(start - at, nullptr);
+      next(size, &from);
+      at = start + size;
+    }
+    next(end - at, nullptr);
+    reads_.learn(length_, data.length());
+    data.clear();
+    return static_cast<int>(length_);
+  }
+  /// Fills the next n bytes, with data or with zeros.
+  void next(std::uint64_t n, bufferlist::const_iterator* from) {
+    while (n != 0) {
+      const MutablePiece& piece = pieces_[piece_];
+      const std::size_t part =
+          std::min<std::uint64_t>(n, piece.size - used_);
+      if (from != nullptr)
+        from->copy(static_cast<unsigned>(part), piece.data + used_);
+      else
+        std::memset(piece.data + used_, 0, part);
+      n -= part;
+      used_ += part;
+      if (used_ == piece.size) {
+        ++piece_;
+        used_ = 0;
+      }
+    }
+  }
+
+  SparseReads& reads_;
+  const std::uint64_t offset_;
+  const std::size_t length_;
+  const std::span<const MutablePiece> pieces_;
+  std::size_t piece_ = 0;  // how far pieces_ are filled
+  std::size_t used_ = 0;
 };
 
 /// The caller's memory while librados uses it.
@@ -572,6 +666,14 @@ class RadosStore final : public ObjectStore {
                                 SnapId snap) override {
     std::size_t length = 0;
     for (const MutablePiece& piece : pieces) length += piece.size;
+    if (sparse_reads_.wanted(length)) {
+      auto p = std::make_unique<SparseReadPending>(*this, sparse_reads_, offset,
+                                                   length, pieces);
+      p->op.sparse_read(offset, length, &p->extents, &p->data, &p->op_result);
+      p->submitted(
+          io_at(snap).aio_operate(oid, p->completion(), &p->op, nullptr));
+      return p;
+    }
     auto p = std::make_unique<ReadPending>(*this, pieces);
     // To an OSD, no bytes are all bytes.
     p->submitted(length == 0 ? -EINVAL
@@ -698,6 +800,7 @@ class RadosStore final : public ObjectStore {
   librados::IoCtx io_;
   const std::int64_t pool_id_;
   const bool copy_writes_;
+  SparseReads sparse_reads_;
   std::mutex mutex_;
   std::map<SnapId, librados::IoCtx> at_snap_;  // guarded by mutex_; nodes stay
   std::optional<std::uint64_t> object_count_;  // guarded by mutex_

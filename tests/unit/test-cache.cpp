@@ -74,7 +74,9 @@ class CacheTest : public CppUnit::TestFixture {
   CPPUNIT_TEST(changes_of_the_same_bytes_drop);
   CPPUNIT_TEST(changes_side_by_side_are_kept);
   CPPUNIT_TEST(a_failed_change_drops);
+  CPPUNIT_TEST(forgetting_drops_fetches_as_well);
   CPPUNIT_TEST(disk_reads_what_is_below);
+  CPPUNIT_TEST(disk_does_not_mix_versions);
   CPPUNIT_TEST(disk_joins_missing_blocks);
   CPPUNIT_TEST(disk_reads_ahead_and_stops);
   CPPUNIT_TEST(disk_keeps_streams_apart);
@@ -329,6 +331,29 @@ class CacheTest : public CppUnit::TestFixture {
     CPPUNIT_ASSERT_EQUAL(u64{0}, cache.statistics().bytes);
   }
 
+  void forgetting_drops_fetches_as_well() {
+    BlockCache cache(1 << 20, block);
+    cache.forget({1, 0});
+    put(cache, {1, 0}, 'a');
+    cache.forget({1, 0});
+    CPPUNIT_ASSERT(!get(cache, {1, 0}));
+    BlockCache::FetchPtr claim;
+    char byte;
+    CPPUNIT_ASSERT(cache.read({1, 0}, 0, 1, &byte, claim) == Result::claimed);
+    cache.forget({1, 0});
+    cache.publish({1, 0}, claim, content('o').data(), block, 1);
+    CPPUNIT_ASSERT(!get(cache, {1, 0}));
+    // A change that is under way goes on to keep fetches out.
+    cache.begin_change({1, 0}, 0, 1);
+    CPPUNIT_ASSERT(cache.read({1, 0}, 0, 1, &byte, claim) == Result::claimed);
+    cache.forget({1, 0});
+    cache.publish({1, 0}, claim, content('o').data(), block, 1);
+    CPPUNIT_ASSERT(!get(cache, {1, 0}));
+    cache.end_change({1, 0}, 0, 1, Change::data, "n", block);
+    put(cache, {1, 0}, 'd');
+    CPPUNIT_ASSERT_EQUAL('d', get(cache, {1, 0}).value());
+  }
+
   // Disks -------------------------------------------------------------------
 
   void disk_reads_what_is_below() {
@@ -347,6 +372,40 @@ class CacheTest : public CppUnit::TestFixture {
       CPPUNIT_ASSERT_EQUAL(disk.bytes.back(), last);
     }
     CPPUNIT_ASSERT_EQUAL(u64{1}, disk.requests.load());
+  }
+
+  void disk_does_not_mix_versions() {
+    Disk disk(10 * block);
+    BlockCache cache(1 << 20, block);
+    CachedDisk cached(cache, 1, {disk.bytes.size(), block, 1 << 20, 0});
+    Streams streams;
+    char byte;
+    const auto reads = [&](CachedDisk::Version version) {
+      CPPUNIT_ASSERT_EQUAL(
+          0, cached.read(&byte, 1, 5000, streams, disk.below(), version));
+      return byte;
+    };
+    const char before = disk.bytes[5000];
+    CPPUNIT_ASSERT_EQUAL(before, reads(1));
+    // Somebody else writes, and we are told.
+    disk.bytes[5000] = static_cast<char>(before + 1);
+    CPPUNIT_ASSERT_EQUAL(before, reads(1));
+    CPPUNIT_ASSERT_EQUAL(static_cast<char>(before + 1), reads(2));
+    CPPUNIT_ASSERT_EQUAL(u64{2}, disk.requests.load());
+    // Forgotten under one version and not the other.
+    disk.bytes[5000] = static_cast<char>(before + 2);
+    cached.forget(1, 5000, 1);
+    CPPUNIT_ASSERT_EQUAL(static_cast<char>(before + 1), reads(2));
+    CPPUNIT_ASSERT_EQUAL(static_cast<char>(before + 2), reads(1));
+    // The whole range, and no block more.
+    const char next = disk.bytes[2 * block];
+    CPPUNIT_ASSERT_EQUAL(0, cached.read(&byte, 1, 2 * block, streams,
+                                        disk.below(), 1));
+    cached.forget(block, block, 1);
+    disk.bytes[2 * block] = static_cast<char>(next + 1);
+    CPPUNIT_ASSERT_EQUAL(0, cached.read(&byte, 1, 2 * block, streams,
+                                        disk.below(), 1));
+    CPPUNIT_ASSERT_EQUAL(next, byte);
   }
 
   void disk_joins_missing_blocks() {

@@ -148,8 +148,9 @@ class Format2 final : public ImageFormat {
       view.size = decode_get_size(calls.output(size)).size;
       const std::uint64_t bits = decode_get_flags(calls.output(flags));
       view.lockable = (f.features & feature_exclusive_lock) != 0;
-      view.mappable = (f.features & feature_object_map) != 0 &&
-                      (bits & flag_object_map_invalid) == 0;
+      view.snaps_mapped = (f.features & feature_object_map) != 0;
+      view.mappable =
+          view.snaps_mapped && (bits & flag_object_map_invalid) == 0;
       view.fast_diff = (f.features & feature_fast_diff) != 0;
       if (const auto never =
               f.features & (unwritable_features | ~features_known);

@@ -120,6 +120,8 @@ struct View {
   bool lockable = false;
   /// There is an object map, and nothing says that it is invalid.
   bool mappable = false;
+  /// Snapshots may have valid object maps, whatever the head's is.
+  bool snaps_mapped = false;
   /// The object map tells objects that are as in the newest snapshot.
   bool fast_diff = false;
   /// Not empty: why it cannot be written to.

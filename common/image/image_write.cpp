@@ -21,7 +21,8 @@
 // is the parent's, as far as the overlap goes:
 //   1. the maps of the snapshots say "exists" (only where the image has
 //      snapshots, and the parent has data here).  The object is not there
-//      yet, and is still read from the parent.
+//      yet, and is still read from the parent.  Snapshots' maps can be valid
+//      where the head's is not, so this does not depend on it.
 //   2. the map of the head says "exists".  The same holds.
 //   3. the parent's data is in the object, written under an empty snapshot
 //      context, so that it is what all snapshots see.  Nothing reads
@@ -346,19 +347,20 @@ void Image::change_many(const View& view, std::size_t count,
     c.result = c.pending->wait();
     if (c.plan.guarded && c.result == -ENOENT) copies.push_back(i);
   }
+  // What took too long may still happen, whatever becomes of the others.
+  for (std::size_t i = 0; i < count; ++i)
+    if (changes[i].result == -ETIMEDOUT) distrust();
   const auto copy = [&](std::size_t k) {
     const std::size_t i = copies[k];
     changes[i].result =
         copy_up(view, target(i), [&](WriteOp& o) { add(o, i); });
+    if (changes[i].result == -ETIMEDOUT) distrust();
   };
   if (copies.size() == 1)
     copy(0);
   else if (!copies.empty())
     options_.workers->for_each(copies.size(), copy);
 
-  // What took too long may still happen.
-  for (std::size_t i = 0; i < count; ++i)
-    if (changes[i].result == -ETIMEDOUT) distrust();
   for (std::size_t i = 0; i < count; ++i) {
     const Target t = target(i);
     // What is to be zero or gone may well not be there.
@@ -458,8 +460,9 @@ int Image::copy_up(const View& view, const Target& target, AddSteps&& add) {
     if (!has_data && target.effect == Target::Effect::zero) return 0;
 
     const bool for_snapshots = has_data && !view.snapc.snaps.empty();
+    if (for_snapshots && view.snaps_mapped)
+      mark_snapshots(view, target.object_no);
     if (view.map) {
-      if (for_snapshots) mark_snapshots(view, target.object_no);
       try {
         view.map->mark_exists(target.object_no, 1);
       } catch (const Error& e) {

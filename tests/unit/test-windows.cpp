@@ -12,6 +12,10 @@
 //   - the snapshots as they were,
 //   - no object that a map calls nonexistent, no hole over data,
 // and must be able to do the same again, completely.
+//
+// The same must hold where one operation fails, or is carried out and its
+// reply lost, and the process goes on: without an object map, if it was that
+// which failed, after it has said in the header that nobody is to believe it.
 
 #include <cppunit/TestFixture.h>
 #include <cppunit/extensions/HelperMacros.h>
@@ -141,6 +145,11 @@ class NoBlocklister final : public Blocklister {
   void wait_for_latest_osdmap() override {}
 };
 
+/// Is there where the header's flags say that a map is invalid.
+std::string invalid_flag(SnapId snap) {
+  return "invalid." + std::to_string(snap);
+}
+
 /// What an image is in a test.
 struct Setup {
   std::string prefix = "data";
@@ -172,7 +181,10 @@ class WindowFormat final : public ImageFormat {
   const ImageTraits& traits() const override { return traits_; }
   View load() override {
     if (*setup_.load_error != 0) throw Error(*setup_.load_error, "no header");
-    return setup_.view;
+    View view = setup_.view;
+    view.mappable = mappable();
+    view.snaps_mapped = setup_.view.mappable;
+    return view;
   }
   ExclusiveLock* lock() noexcept override { return lock_.get(); }
   std::shared_ptr<ObjectMap> open_map(std::uint64_t count) override {
@@ -184,12 +196,14 @@ class WindowFormat final : public ImageFormat {
                       .exec(format2_object_map_oid(id, setup_.view.snap), "rbd",
                             "object_map_load", {}, &reply)
                       ->wait();
-    if (!setup_.view.mappable || r < 0) return nullptr;
+    if (!mappable() || r < 0) return nullptr;
     return std::make_shared<const ObjectStates>(decode_object_map(reply));
   }
-  void invalidate_map(SnapId) override {
+  void invalidate_map(SnapId snap) override {
     // Who has stopped cannot even say this.
-    throw Error(ESHUTDOWN, "stopped");
+    const int r =
+        store_.write(invalid_flag(snap), WriteOp().create(false), {})->wait();
+    if (r < 0) throw Error(-r, "cannot mark the map as invalid");
   }
   std::unique_ptr<Pending> update_snapshot_map(SnapId snap, std::uint64_t n,
                                                State state,
@@ -212,6 +226,13 @@ class WindowFormat final : public ImageFormat {
   ObjectStore& data_store() override { return store_; }
 
  private:
+  bool mappable() {
+    std::uint64_t size = 0;
+    return setup_.view.mappable &&
+           store_.stat(invalid_flag(setup_.view.snap), &size, snap_head)
+                   ->wait() == -ENOENT;
+  }
+
   ObjectStore& store_;
   const Setup setup_;
   const ImageTraits traits_;
@@ -245,6 +266,8 @@ struct Path {
   /// Operations that the path takes at least, or it does not test what it
   /// is to test.
   unsigned least = 1;
+  /// That of the head is not to be believed.
+  bool map_is_invalid = false;
 };
 
 class TestWindows : public CppUnit::TestFixture {
@@ -256,6 +279,7 @@ class TestWindows : public CppUnit::TestFixture {
   CPPUNIT_TEST(write_after_a_snapshot);
   CPPUNIT_TEST(copy_up);
   CPPUNIT_TEST(copy_up_with_snapshots);
+  CPPUNIT_TEST(copy_up_with_an_invalid_map);
   CPPUNIT_TEST(copy_up_at_the_end_of_the_overlap);
   CPPUNIT_TEST(copy_up_from_another_layout);
   CPPUNIT_TEST(sparse_copy_up);
@@ -263,6 +287,7 @@ class TestWindows : public CppUnit::TestFixture {
   CPPUNIT_TEST(trim_of_a_clone);
   CPPUNIT_TEST(zero_of_a_clone);
   CPPUNIT_TEST(without_a_map);
+  CPPUNIT_TEST(late_write_beside_a_failed_copy_up);
   CPPUNIT_TEST(deleted_clone_is_not_zeros);
   CPPUNIT_TEST_SUITE_END();
 
@@ -336,6 +361,8 @@ class TestWindows : public CppUnit::TestFixture {
         if (map[i] == State::exists) map.set(i, State::exists_clean);
       pool.put(format2_object_map_oid(id, snap_head), map_object(map));
     }
+    if (path.map_is_invalid)
+      pool.put(invalid_flag(snap_head), MemoryObject{});
   }
 
   /// A hole within an object of the parent.
@@ -349,7 +376,7 @@ class TestWindows : public CppUnit::TestFixture {
   }
 
   static void check_map(Pool& pool, const Path& path, SnapId snap) {
-    if (!path.setup.view.mappable) return;
+    if (!path.setup.view.mappable || pool.find(invalid_flag(snap))) return;
     const ObjectStates map = decode_object_map(
         pool.find(format2_object_map_oid(id, snap))->data.bytes());
     for (std::uint64_t n = 0; n < objects; ++n)
@@ -430,45 +457,71 @@ class TestWindows : public CppUnit::TestFixture {
       CPPUNIT_ASSERT(states.front() != states.back());
       check(world, path, states.back(), states.back());
     }
-    for (unsigned steps = 0;; ++steps) {
-      World world;
-      prepare(path, world);
-      std::size_t done = 0;
-      bool stopped = false;
-      {
-        FaultStore store(world.pool);
-        auto image = open(store, head(path));
-        store.inject({.kind = Kind::write,
-                      .skip = steps,
-                      .times = FaultStore::always,
-                      .error = ESHUTDOWN});
-        try {
-          for (const auto& part : path.run) {
-            part(*image);
-            ++done;
-          }
-        } catch (const Error& e) {
-          CPPUNIT_ASSERT_EQUAL(ESHUTDOWN, e.code());
-          stopped = true;
+    unsigned steps = 0;
+    while (cut(path, states, steps,
+               {.times = FaultStore::always, .error = ESHUTDOWN}))
+      ++steps;
+    CPPUNIT_ASSERT_MESSAGE("only " + std::to_string(steps) + " operations",
+                           steps >= path.least);
+    // One only; and what was sent together with it is carried out.
+    for (const FaultStore::Fault& fault : std::vector<FaultStore::Fault>{
+             {.error = ESHUTDOWN},
+             {.error = EIO},
+             {.error = EIO, .carried_out = true}})
+      for (unsigned n = 0; cut(path, states, n, fault);) ++n;
+    return steps;
+  }
+
+  /// Carries the path out with a fault after `steps` operations.  False: it
+  /// takes no more than these.
+  static bool cut(const Path& path, const std::vector<std::string>& states,
+                  unsigned steps, FaultStore::Fault fault) {
+    CPPUNIT_ASSERT(steps < 200);
+    World world;
+    prepare(path, world);
+    std::size_t done = 0;
+    bool hit = false;
+    {
+      FaultStore store(world.pool);
+      auto image = open(store, head(path));
+      fault.kind = Kind::write;
+      fault.skip = steps;
+      store.inject(fault);
+      bool failed = false;
+      try {
+        for (const auto& part : path.run) {
+          part(*image);
+          ++done;
         }
-        // Whoever is told that all is well has it all.
-        CPPUNIT_ASSERT_EQUAL(stopped, store.hits() != 0);
-        image.reset();
-        (void)store.problems();
+      } catch (const Error& e) {
+        CPPUNIT_ASSERT_EQUAL(fault.error, e.code());
+        failed = true;
       }
-      check(world, path, states[done], states[stopped ? done + 1 : done]);
-      {
-        const auto image = open(world.pool, head(path));
+      hit = store.hits() != 0;
+      CPPUNIT_ASSERT(hit || !failed);
+      store.clear_faults();
+      // Whoever is told that all is well has it all.
+      if (fault.times == FaultStore::always) CPPUNIT_ASSERT_EQUAL(hit, failed);
+      // Who is shut out has no say about the map.
+      if (fault.error == ESHUTDOWN) {
+        CPPUNIT_ASSERT(path.map_is_invalid ||
+                       !world.pool.find(invalid_flag(snap_head)));
+      } else {
+        check(world, path, states[done], states[failed ? done + 1 : done]);
         for (const auto& part : path.run) part(*image);
+        CPPUNIT_ASSERT(read_all(*image) == states.back());
+        check_extents(*image, states.back());
       }
-      check(world, path, states.back(), states.back());
-      if (!stopped) {
-        CPPUNIT_ASSERT_MESSAGE("only " + std::to_string(steps) + " operations",
-                               steps >= path.least);
-        return steps;
+      image.reset();
+      (void)store.problems();
+      if (fault.error == ESHUTDOWN) {
+        check(world, path, states[done], states[failed ? done + 1 : done]);
+        const auto next = open(world.pool, head(path));
+        for (const auto& part : path.run) part(*next);
       }
-      CPPUNIT_ASSERT(steps < 200);
     }
+    check(world, path, states.back(), states.back());
+    return hit;
   }
 
   static Path plain() {
@@ -586,6 +639,19 @@ class TestWindows : public CppUnit::TestFixture {
     visit(path);
   }
 
+  // The head's map is; those of the snapshots must stay right.
+  void copy_up_with_an_invalid_map() {
+    Path path = clone();
+    path.map_is_invalid = true;
+    path.snaps = {4, 9};
+    path.run = {
+        [](Image& i) { put(i, object_size + 7, 100, 'X'); },
+        [](Image& i) { put(i, 3 * object_size, object_size, 'Y'); },
+    };
+    path.least = 8;
+    visit(path);
+  }
+
   void copy_up_at_the_end_of_the_overlap() {
     for (const bool snapshots : {false, true}) {
       Path path = clone();
@@ -693,6 +759,39 @@ class TestWindows : public CppUnit::TestFixture {
         path.least = 6;
         visit(path);
       }
+  }
+
+  // What took too long can happen later, whatever else the request met.
+  void late_write_beside_a_failed_copy_up() {
+    Path path = clone();
+    path.fill = [](Image& i, int) {
+      i.trim(object_size, object_size);
+      put(i, object_size, 100, 'B');
+    };
+    World world;
+    prepare(path, world);
+    FaultStore store(world.pool);
+    auto image = open(store, head(path));
+    const std::string oid = object_of(1);
+    store.inject({.kind = Kind::write, .oid = oid, .error = ETIMEDOUT});
+    store.inject({.kind = Kind::read, .oid = "parent.0002", .error = EIO});
+    try {
+      put(*image, object_size + 8 * K, 9 * K, 'X');
+      CPPUNIT_FAIL("the parent could not be read");
+    } catch (const Error& e) {
+      CPPUNIT_ASSERT_EQUAL(EIO, e.code());
+    }
+    CPPUNIT_ASSERT_EQUAL(std::uint64_t{2}, store.hits());
+    check_extents(*image, read_all(*image));
+    // Now it does.
+    const std::string late(8 * K, 'X');
+    const ConstPiece piece{late.data(), late.size()};
+    WriteOp op;
+    op.write(8 * K, std::span(&piece, 1));
+    CPPUNIT_ASSERT_EQUAL(0, world.pool.write(oid, op, {})->wait());
+    check_extents(*image, read_all(*image));
+    image.reset();
+    CPPUNIT_ASSERT(store.problems().empty());
   }
 
   // What is known of a parent says nothing about its child.

@@ -73,11 +73,14 @@ class Format1 final : public ImageFormat {
     view.size = now.size;
     view.snapc = now.snap_context();
     if (!spec_.snapshot.empty()) {
-      const Format1Snapshot& s = find_snapshot(now);
-      if (s.id != snap_)
+      // By its id: another one may have the name meanwhile.
+      const auto s = std::find_if(
+          now.snapshots.begin(), now.snapshots.end(),
+          [this](const Format1Snapshot& each) { return each.id == snap_; });
+      if (s == now.snapshots.end())
         throw Error(EIO, traits_.name + ": the snapshot has been deleted");
-      view.size = s.size;
-      view.snap = s.id;
+      view.size = s->size;
+      view.snap = snap_;
     }
     return view;
   }

@@ -2,13 +2,17 @@
 # SPDX-License-Identifier: BSD-3-Clause
 #
 # Snapshots as exports, to their end: those that are deleted while a client
-# has them open, those in the trash that clones keep, and those of mirroring.
+# has them open, those in the trash that clones keep, and those of groups and
+# of mirroring.
 
 source "$(dirname "$0")/functions.sh"
 requires_program nbdcopy nbdinfo jq
 requires_built "$nbd_expect"
 requires_plugin
-start_ceph
+start_ceph --cephx
+# With this key the server cannot watch.
+ceph auth get-or-create client.blind mon 'allow r' osd 'allow rx' \
+  >"$tmp/blind.keyring"
 
 size=8000000
 random_file "$tmp/data" $size 3
@@ -21,9 +25,14 @@ rbd import --no-progress --object-size 256K --image-feature layering \
   "$tmp/data" rbd/bare
 rbd clone --rbd-default-clone-format 2 --object-size 256K --stripe-unit 256K \
   --stripe-count 1 rbd/parent@p rbd/clone
+make_format1_image rbd old $size 18
+start_rados pool=rbd image=old
+nbd_put "$tmp/data" ""
+"$nbd_expect" "$(uri)" trim 4M 2M ok
+stop_nbdkit
 
 say "a snapshot that is deleted while it is open gives EIO, and no zeros"
-for image in mapped bare clone; do
+for image in old mapped bare clone; do
   for known in no yes; do
     start_rados pool=rbd
     # What the head gets later, a snapshot must not show.
@@ -50,6 +59,26 @@ for image in mapped bare clone; do
     "$nbd_expect" "$(uri $image)" zero $hole 4096 ok
     stop_nbdkit
   done
+done
+
+say "... also where the server is not told"
+for image in old mapped bare clone; do
+  start_rados pool=rbd
+  "$nbd_expect" "$(uri $image)" write 0 4096 1 ok
+  rbd_snap "rbd/$image@s"
+  "$nbd_expect" "$(uri $image)" write 0 4096 2 ok , write $hole 4096 3 ok
+  stop_nbdkit
+  start_rados -r id=blind keyring="$tmp/blind.keyring" pool=rbd \
+    image=$image@s
+  "$nbd_expect" "$(uri)" read-is 0 4096 1 , \
+    run "rbd snap rm --no-progress rbd/$image@s" , \
+    read $hole 4096 EIO , read 0 4096 EIO , status 0 $size EIO
+  grep -q "$image@s: the snapshot has been deleted" "$nbdkit_log" ||
+    die "it is not said which snapshot: $(cat "$nbdkit_log")"
+  stop_nbdkit
+  start_rados pool=rbd
+  "$nbd_expect" "$(uri $image)" read-is $hole 4096 3 , zero $hole 4096 ok
+  stop_nbdkit
 done
 
 say "a snapshot in the trash serves those who were cloned from it"
@@ -82,6 +111,39 @@ rbd flatten --no-progress rbd/clone
 rbd_export rbd/clone "$tmp/exported"
 nbdcopy -- "$(uri clone)" "$tmp/got"
 assert_same_bytes "$tmp/exported" "$tmp/got" "the clone, flattened"
+stop_nbdkit
+
+say "snapshots of a group: kept by writes, not listed, read by name"
+rbd group create rbd/team
+for image in bare clone; do rbd group image add rbd/team rbd/$image; done
+start_rados pool=rbd lock=auto
+"$nbd_expect" "$(uri bare)" write 0 4096 1 ok
+"$nbd_expect" "$(uri clone)" write 0 4096 2 ok , \
+  run "rbd group snap create rbd/team@g" , write 0 4096 3 ok , zero 1M 2M ok
+"$nbd_expect" "$(uri bare)" write 0 4096 4 ok , zero 1M 2M ok
+group_snapshot() {
+  rbd snap ls --all --format json "$1" |
+    jq -r '.[] | select(.namespace.type == "group").name'
+}
+nbdinfo --list --json "nbd+unix://?socket=$socket" |
+  jq -r '.exports[]."export-name"' | sort >"$tmp/list"
+assert_same_bytes "$tmp/names" "$tmp/list" "the exports"
+for image in bare clone; do
+  nbdcopy -- "$(uri "$image@$(group_snapshot rbd/$image)")" "$tmp/$image"
+done
+"$nbd_expect" "$(uri "bare@$(group_snapshot rbd/bare)")" read-is 0 4096 1
+"$nbd_expect" "$(uri "clone@$(group_snapshot rbd/clone)")" read-is 0 4096 2
+check_object_map rbd/clone
+rbd group snap rollback --no-progress rbd/team@g
+for image in bare clone; do
+  rbd_export rbd/$image "$tmp/wanted"
+  assert_same_bytes "$tmp/wanted" "$tmp/$image" "the group's $image"
+  nbdcopy -- "$(uri $image)" "$tmp/got"
+  assert_same_bytes "$tmp/wanted" "$tmp/got" "$image, rolled back"
+done
+"$nbd_expect" "$(uri "clone@$(group_snapshot rbd/clone)")" \
+  read-is 0 4096 2 , run "rbd group snap rm rbd/team@g" , \
+  read 0 4096 EIO , read $hole 4096 EIO , status 0 $size EIO
 stop_nbdkit
 
 say "mirror snapshots: kept by writes, not listed, read by name"

@@ -68,6 +68,7 @@ std::string ImageSpec::text() const {
   if (!name_space.empty()) t += name_space + "/";
   t += image;
   if (!snapshot.empty()) t += "@" + snapshot;
+  if (!since.empty()) t += "@since=" + since;
   return t;
 }
 
@@ -79,6 +80,14 @@ ImageSpec parse_image_name(std::string_view text, FormatChoice format) {
     return spec;
   }
   const std::string whole(text);
+  constexpr std::string_view since = "@since=";
+  if (const auto at = text.find(since); at != std::string_view::npos) {
+    spec.since = text.substr(at + since.size());
+    text = text.substr(0, at);
+    if (spec.since.empty() ||
+        spec.since.find_first_of("@/") != std::string::npos)
+      bad("'" + whole + "': the part behind '@since=' is no snapshot name");
+  }
   if (const auto at = text.find('@'); at != std::string_view::npos) {
     spec.snapshot = text.substr(at + 1);
     text = text.substr(0, at);
@@ -90,7 +99,7 @@ ImageSpec parse_image_name(std::string_view text, FormatChoice format) {
     spec.name_space = text.substr(0, slash);
     text = text.substr(slash + 1);
     if (spec.name_space.empty() || text.find('/') != std::string_view::npos)
-      bad("'" + whole + "' is not [NAMESPACE/]IMAGE[@SNAP]");
+      bad("'" + whole + "' is not [NAMESPACE/]IMAGE[@SNAP][@since=SNAP]");
   }
   if (text.empty()) bad("'" + whole + "': the image name is empty");
   spec.image = text;

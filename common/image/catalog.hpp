@@ -29,13 +29,15 @@ struct ImageSpec {
   std::string name_space;  // "": the default one
   std::string image;
   std::string snapshot;    // "": the head
+  /// Not "": what has changed since that snapshot is wanted.
+  std::string since = {};
   bool operator==(const ImageSpec&) const = default;
-  /// pool/[namespace/]image[@snapshot]
+  /// pool/[namespace/]image[@snapshot][@since=snapshot]
   [[nodiscard]] std::string text() const;
 };
 
-/// Splits [NAMESPACE/]IMAGE[@SNAP].  Throws Error(EINVAL) for empty parts
-/// and for more than one '/' or '@': a name cannot lead out of its pool.
+/// Splits [NAMESPACE/]IMAGE[@SNAP][@since=SNAP].  Throws Error(EINVAL) for empty parts
+/// and for more than one '/' or '@' (but that of "@since="): a name cannot lead out of its pool.
 /// With format striper the whole text is the name, because a striped
 /// object's name may contain anything.
 [[nodiscard]] ImageSpec parse_image_name(std::string_view text,

@@ -58,6 +58,9 @@ std::shared_ptr<ObjectMap> ImageFormat::open_map(std::uint64_t) {
 std::shared_ptr<const ObjectStates> ImageFormat::read_map() {
   return nullptr;
 }
+std::shared_ptr<const ObjectStates> ImageFormat::read_fast_diff(SnapId) {
+  return nullptr;
+}
 void ImageFormat::invalidate_map(SnapId) {
   throw Error(ENOTSUP, "this format has no object map");
 }

@@ -189,6 +189,11 @@ class ImageFormat {
   /// when a version has changed (see known_extents.hpp).  Thread-safe.  Throws
   /// Error.
   [[nodiscard]] virtual std::shared_ptr<const ObjectStates> read_map();
+  /// The object map of a snapshot, or of the head, if it can be believed
+  /// about what has changed since the snapshot before; else null.
+  /// Thread-safe.  Throws Error.
+  [[nodiscard]] virtual std::shared_ptr<const ObjectStates> read_fast_diff(
+      SnapId snap);
   /// Marks the object map of the head, or of a snapshot, as not to be
   /// believed; the lock is held.  Thread-safe.  Throws Error.
   virtual void invalidate_map(SnapId snap);
@@ -293,6 +298,7 @@ class Image {
   static constexpr std::chrono::milliseconds extents_time{100};
 
  private:
+  friend class Difference;
   class Maintenance;
   /// Generations of parents; there is no limit in librbd, but there must be
   /// an end to what a damaged header can make of it.

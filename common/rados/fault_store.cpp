@@ -58,6 +58,8 @@ std::string_view to_string(FaultStore::Kind kind) noexcept {
       return "list";
     case FaultStore::Kind::list_watchers:
       return "list_watchers";
+    case FaultStore::Kind::list_snaps:
+      return "list_snaps";
   }
   return "?";
 }
@@ -465,6 +467,14 @@ std::unique_ptr<Pending> FaultStore::version(const std::string& oid,
   return submit({.kind = Kind::version, .oid = oid},
                 [this, oid, version](const Fault&) {
                   return base_.version(oid, version)->wait();
+                });
+}
+
+std::unique_ptr<Pending> FaultStore::list_snaps(const std::string& oid,
+                                                SnapSet* out) {
+  return submit({.kind = Kind::list_snaps, .oid = oid},
+                [this, oid, out](const Fault&) {
+                  return base_.list_snaps(oid, out)->wait();
                 });
 }
 

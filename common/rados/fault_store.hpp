@@ -64,6 +64,7 @@ class FaultStore : public ObjectStore {
     version,
     list,
     list_watchers,
+    list_snaps,
   };
 
   /// What shall happen to which operations.
@@ -179,6 +180,8 @@ class FaultStore : public ObjectStore {
       std::chrono::milliseconds limit, std::string* reply) override;
   [[nodiscard]] std::unique_ptr<Pending> version(
       const std::string& oid, std::uint64_t* version) override;
+  [[nodiscard]] std::unique_ptr<Pending> list_snaps(const std::string& oid,
+                                                    SnapSet* out) override;
   [[nodiscard]] std::vector<std::string> list(
       const std::function<bool(std::string_view)>& wanted) override;
   /// Not an operation: no faults.

@@ -606,6 +606,42 @@ int MemoryStore::map_extents(const std::string& oid, std::uint64_t offset,
   return 0;
 }
 
+std::unique_ptr<Pending> MemoryStore::list_snaps(const std::string& oid,
+                                                 SnapSet* out) {
+  const std::scoped_lock lock(mutex_);
+  const auto found = objects_.find(oid);
+  if (found == objects_.end()) return done(-ENOENT);
+  const Entry& entry = found->second;
+  *out = {.seq = entry.seq, .versions = {}};
+  std::vector<std::string> contents;
+  for (const Clone& clone : entry.clones) {
+    out->versions.push_back({.id = clone.id,
+                             .snaps = {clone.snaps.rbegin(),
+                                       clone.snaps.rend()},
+                             .size = clone.object.data.size()});
+    contents.push_back(clone.object.data.bytes());
+  }
+  if (entry.head) {
+    out->versions.push_back(
+        {.id = snap_head, .size = entry.head->data.size()});
+    contents.push_back(entry.head->data.bytes());
+  }
+  for (std::size_t i = 0; i + 1 < contents.size(); ++i) {
+    const std::string& a = contents[i];
+    const std::string& b = contents[i + 1];
+    std::vector<ObjectRange>& overlap = out->versions[i].overlap;
+    for (std::size_t at = 0; at < std::min(a.size(), b.size()); ++at) {
+      if (a[at] != b[at]) continue;
+      if (!overlap.empty() &&
+          overlap.back().offset + overlap.back().length == at)
+        ++overlap.back().length;
+      else
+        overlap.push_back({at, 1});
+    }
+  }
+  return done(0);
+}
+
 std::unique_ptr<Pending> MemoryStore::version(const std::string& oid,
                                               std::uint64_t* version) {
   const std::scoped_lock lock(mutex_);

@@ -183,6 +183,9 @@ class MemoryStore : public ObjectStore {
       std::chrono::milliseconds limit, std::string* reply) override;
   [[nodiscard]] std::unique_ptr<Pending> version(
       const std::string& oid, std::uint64_t* version) override;
+  /// What the next version still has are all bytes that are equal.
+  [[nodiscard]] std::unique_ptr<Pending> list_snaps(const std::string& oid,
+                                                    SnapSet* out) override;
   [[nodiscard]] std::vector<std::string> list(
       const std::function<bool(std::string_view)>& wanted) override;
   /// Exactly.

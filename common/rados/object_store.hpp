@@ -189,6 +189,23 @@ struct ObjectRange {
   bool operator==(const ObjectRange&) const = default;
 };
 
+/// A version of an object: a clone that snapshots need, or the head.
+struct ObjectVersion {
+  SnapId id = 0;                           // snap_head: the head
+  std::vector<SnapId> snaps = {};          // whose it is; the head: none
+  std::uint64_t size = 0;                  // bytes
+  std::vector<ObjectRange> overlap = {};   // what the next version still has
+  bool operator==(const ObjectVersion&) const = default;
+};
+
+/// All versions of an object (ceph: src/include/rados/rados_types.hpp,
+/// snap_set_t).
+struct SnapSet {
+  SnapId seq = 0;                           // newest snapshot at a write
+  std::vector<ObjectVersion> versions = {};  // oldest first
+  bool operator==(const SnapSet&) const = default;
+};
+
 /// A watch on an object, as the OSD lists it.
 struct Watcher {
   /// "192.0.2.1:0/1234567", as of LockHolder; what a blocklist takes.
@@ -318,6 +335,11 @@ class ObjectStore {
   /// until completion.
   [[nodiscard]] virtual std::unique_ptr<Pending> version(
       const std::string& oid, std::uint64_t* version) = 0;
+
+  /// Starts asking for the versions of an object.  `out` must stay valid until
+  /// completion.  -ENOENT: there is none, not even for a snapshot.
+  [[nodiscard]] virtual std::unique_ptr<Pending> list_snaps(
+      const std::string& oid, SnapSet* out) = 0;
 
   /// Names of all objects of the pool and namespace that `wanted` accepts,
   /// in any order.  Objects that only snapshots still have are among them.

@@ -410,6 +410,35 @@ class WatchersPending final : public RadosPending {
   std::vector<Watcher>* out_;
 };
 
+class SnapsPending final : public RadosPending {
+ public:
+  SnapsPending(RadosStore& store, SnapSet* out)
+      : RadosPending(store), out_(out) {}
+  ~SnapsPending() override { drain(); }
+  librados::ObjectReadOperation op;
+  librados::snap_set_t set;
+  int op_result = 0;
+
+ private:
+  int finish(int r) override {
+    if (r < 0) return r;
+    if (op_result < 0) return op_result;
+    out_->seq = set.seq;
+    out_->versions.clear();
+    for (const librados::clone_info_t& c : set.clones) {
+      ObjectVersion v{.id = c.cloneid == librados::SNAP_HEAD ? snap_head
+                                                             : c.cloneid,
+                      .snaps = {c.snaps.begin(), c.snaps.end()},
+                      .size = c.size};
+      for (const auto& [offset, length] : c.overlap)
+        v.overlap.push_back({offset, length});
+      out_->versions.push_back(std::move(v));
+    }
+    return 0;
+  }
+  SnapSet* out_;
+};
+
 /// What librados uses of a notification.  That cannot be cancelled, so when
 /// it is given up, this stays.
 struct NotifyContext {
@@ -774,6 +803,15 @@ class RadosStore final : public ObjectStore {
     auto p = std::make_unique<VersionPending>(*this, version);
     p->op.stat2(nullptr, nullptr, &p->op_result);
     p->submitted(io_.aio_operate(oid, p->completion(), &p->op, nullptr));
+    return p;
+  }
+
+  std::unique_ptr<Pending> list_snaps(const std::string& oid,
+                                      SnapSet* out) override {
+    auto p = std::make_unique<SnapsPending>(*this, out);
+    p->op.list_snaps(&p->set, &p->op_result);
+    p->submitted(io_at(librados::SNAP_DIR)
+                     .aio_operate(oid, p->completion(), &p->op, nullptr));
     return p;
   }
 

@@ -28,6 +28,7 @@ const char* const config_help =
     "namespace=<NAMESPACE>      The RBD namespace in the pool.\n"
     "image=<IMAGE>[@<SNAP>]     The image. Without it the export name chooses.\n"
     "snapshot=<SNAP>            A snapshot of the image.\n"
+    "since=<SNAP>               Only what has changed since that snapshot.\n"
     "format=auto|1|2|striper    Format of the image (default auto).\n"
     "conf=<FILE>                ceph.conf (default: Ceph's own search).\n"
     "id=<ID>                    The user client.<ID> (default admin).\n"
@@ -151,6 +152,9 @@ void Config::set(const std::string& key, const std::string& value) {
     image = value;
   } else if (key == "snapshot") {
     snapshot = value;
+  } else if (key == "since") {
+    since = value;
+    if (since.empty()) bad("since= must not be empty");
   } else if (key == "format") {
     const auto f = parse_format(value);
     if (!f) bad("format=" + value + " is not one of auto, 1, 2, striper");
@@ -247,8 +251,19 @@ void Config::complete() {
         bad("snapshot=" + snapshot + " and a snapshot in the image name");
       snapshot = parsed.snapshot;
     }
+    if (!parsed.since.empty()) {
+      if (!since.empty())
+        bad("since=" + since + " and '@since=' in the image name");
+      since = parsed.since;
+    }
+    if (!since.empty() && format == FormatChoice::striper)
+      bad("since=" + since + ": striped objects have no snapshots");
+    if (!since.empty() && create)
+      bad("since=" + since + ": a new image has no snapshots");
   } else if (!snapshot.empty()) {
     bad("snapshot= needs image=");
+  } else if (!since.empty()) {
+    bad("since= needs image=");
   }
 
   if (create) {
@@ -266,7 +281,7 @@ void Config::complete() {
 }
 
 ImageSpec Config::spec() const {
-  return {pool, name_space.value_or(""), image.value(), snapshot};
+  return {pool, name_space.value_or(""), image.value(), snapshot, since};
 }
 
 ImageSpec Config::export_spec(std::string_view export_name) const {

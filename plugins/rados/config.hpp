@@ -34,6 +34,7 @@ class Config {
   /// Without it, export names choose images.
   std::optional<std::string> image;
   std::string snapshot;
+  std::string since;
   FormatChoice format = FormatChoice::automatic;
   bool create = false;
   CreateOptions create_options;

@@ -33,14 +33,19 @@ Gateway::~Gateway() {
   uses_.clear();
 }
 
-Gateway::Use::Use(std::shared_ptr<Slot> slot, std::shared_ptr<Image> image)
+Gateway::Use::Use(std::shared_ptr<Slot> slot, std::shared_ptr<Image> image,
+                  std::shared_ptr<Difference> difference)
     : slot_(std::move(slot)),
       image_(std::move(image)),
+      difference_(std::move(difference)),
       size_(image_->size()),
-      description_(image_->description()) {}
+      description_(image_->description()) {
+  if (difference_) description_ += ", as a difference";
+}
 
 Gateway::Use::~Use() {
   const std::scoped_lock lock(slot_->mutex);
+  difference_.reset();
   image_.reset();
 }
 
@@ -48,7 +53,7 @@ std::shared_ptr<Image> Gateway::make_image(const ImageSpec& spec,
                                            bool writable) {
   OpenOptions how;
   how.format = config_.format;
-  how.writable = writable && spec.snapshot.empty();
+  how.writable = writable && spec.snapshot.empty() && spec.since.empty();
   how.grow_to = config_.create ? 0 : config_.create_options.size;
   auto format = open_format(cluster_, spec, how);
   ImageOptions options;
@@ -65,6 +70,17 @@ std::shared_ptr<Image> Gateway::make_image(const ImageSpec& spec,
       nbdkit_debug("%s", line.c_str());
   };
   return std::make_shared<Image>(std::move(format), std::move(options));
+}
+
+std::shared_ptr<Difference> Gateway::make_difference(
+    const ImageSpec& spec, std::shared_ptr<Image> image) {
+  ImageSpec old = spec;
+  old.snapshot = spec.since;
+  old.since.clear();
+  OpenOptions how;
+  how.format = config_.format;
+  return std::make_shared<Difference>(std::move(image),
+                                      open_format(cluster_, old, how));
 }
 
 Gateway::Use* Gateway::open(const ImageSpec& spec, bool writable) {
@@ -103,8 +119,15 @@ Gateway::Use* Gateway::open(const ImageSpec& spec, bool writable) {
                      e.what());
       }
     }
+    std::shared_ptr<Difference> difference;
+    if (!spec.since.empty()) {
+      if (slot->image.lock() == image) difference = slot->difference.lock();
+      if (!difference) difference = make_difference(spec, image);
+    }
     slot->image = image;
-    auto use = std::make_unique<Use>(slot, std::move(image));
+    slot->difference = difference;
+    auto use =
+        std::make_unique<Use>(slot, std::move(image), std::move(difference));
     const std::scoped_lock lock(mutex_);
     Use* const handle = use.get();
     uses_.emplace(handle, std::move(use));

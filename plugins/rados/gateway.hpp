@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "config.hpp"
+#include "image/difference.hpp"
 #include "image/image.hpp"
 #include "rados/cluster.hpp"
 
@@ -34,11 +35,16 @@ class Gateway {
   /// it is closed with the last of them.
   class Use {
    public:
-    Use(std::shared_ptr<Slot> slot, std::shared_ptr<Image> image);
+    Use(std::shared_ptr<Slot> slot, std::shared_ptr<Image> image,
+        std::shared_ptr<Difference> difference);
     ~Use();
     Use(const Use&) = delete;
     Use& operator=(const Use&) = delete;
     [[nodiscard]] Image& image() const noexcept { return *image_; }
+    /// Null: the export is an image, not a difference.
+    [[nodiscard]] Difference* difference() const noexcept {
+      return difference_.get();
+    }
     /// Bytes; as it was when this client came, because NBD cannot change it
     /// afterwards.
     [[nodiscard]] std::uint64_t size() const noexcept { return size_; }
@@ -52,6 +58,7 @@ class Gateway {
    private:
     std::shared_ptr<Slot> slot_;
     std::shared_ptr<Image> image_;
+    std::shared_ptr<Difference> difference_;
     std::uint64_t size_;
     std::string description_;
   };
@@ -75,11 +82,14 @@ class Gateway {
   struct Slot {
     std::string key;
     std::mutex mutex;
-    std::weak_ptr<Image> image;  // guarded by mutex
+    std::weak_ptr<Image> image;            // guarded by mutex
+    std::weak_ptr<Difference> difference;  // guarded by mutex
   };
 
   [[nodiscard]] std::shared_ptr<Image> make_image(const ImageSpec& spec,
                                                   bool writable);
+  [[nodiscard]] std::shared_ptr<Difference> make_difference(
+      const ImageSpec& spec, std::shared_ptr<Image> image);
   /// Forgets a place that nobody uses nor is about to use.
   void release(std::shared_ptr<Slot> slot) noexcept;
 

@@ -64,7 +64,7 @@ void dump_plugin() {
   std::printf("rados_formats=1,2,striper\n");
   std::printf("rados_formats_writable=1,2,striper\n");
   std::printf("rados_features=fast-zero,fua,multi-conn,extents,snapshots,"
-              "striping,data-pool,namespaces\n");
+              "since,striping,data-pool,namespaces\n");
 }
 
 /// What can be wrong with cluster, pool and image is found out before nbdkit
@@ -249,10 +249,34 @@ int trim(void* handle, std::uint32_t count, std::uint64_t offset,
   return guard("trim", [&] { image_of(handle).trim(count, offset); });
 }
 
+// Clients that copy an image leave out what they are told reads as zeros, and
+// nothing else.  So what has not changed must not be called ZERO: whoever does
+// not know that this is a difference then copies all of the image.
+std::uint32_t extent_type(Difference::Kind kind) {
+  switch (kind) {
+    case Difference::Kind::data: return 0;
+    case Difference::Kind::zero: return NBDKIT_EXTENT_ZERO;
+    case Difference::Kind::unchanged: return NBDKIT_EXTENT_HOLE;
+  }
+  return 0;
+}
+
+void add_difference(Difference& difference, std::uint32_t count,
+                    std::uint64_t offset, bool one,
+                    struct nbdkit_extents* list) {
+  for (const Difference::Extent& e : difference.extents(count, offset, one))
+    if (nbdkit_add_extent(list, e.offset, e.length, extent_type(e.kind)) == -1)
+      throw Error(errno, "cannot add an extent");
+}
+
 int extents(void* handle, std::uint32_t count, std::uint64_t offset,
             std::uint32_t flags, struct nbdkit_extents* list) {
   return guard("extents", [&] {
     const bool one = (flags & NBDKIT_FLAG_REQ_ONE) != 0;
+    if (Difference* const difference = use_of(handle).difference()) {
+      add_difference(*difference, count, offset, one, list);
+      return;
+    }
     for (const Extent& e : image_of(handle).extents(count, offset, one)) {
       const std::uint32_t type =
           e.data ? 0 : NBDKIT_EXTENT_HOLE | NBDKIT_EXTENT_ZERO;

@@ -87,18 +87,23 @@ story() {
     :)" "the log"
   assert_eq "[]" "$(rbd info --format json "$image" | jq -c .flags)" "flags"
   same "$image" "$model"
-  for n in s1 s2 s3 busy1 busy3; do
-    same "$image@$n" "$tmp/$n"
-    if has_map "$image"; then check_object_map "$image@$n"; fi
-  done
-  if has_map "$image"; then check_object_map "$image"; fi
-  # What changed since the first snapshot, as rbd finds it, with fast-diff by
-  # the object maps.
+  for n in s1 s2 s3 busy1 busy3; do same "$image@$n" "$tmp/$n"; done
+  # What changed since the first snapshot, as rbd finds it.  Whole objects it
+  # finds by the object maps (before the checks below make them invalid), but
+  # not, with Ceph 16, those that a shrink has removed.
   rbd import --no-progress "$tmp/s1" rbd/copy
   rbd_snap rbd/copy@s1
-  rbd export-diff --no-progress --from-snap s1 "$image@s3" "$tmp/diff"
+  rbd export-diff --no-progress --from-snap s1 "$image@s2" "$tmp/diff"
+  rbd import-diff --no-progress "$tmp/diff" rbd/copy
+  same rbd/copy@s2 "$tmp/s2"
+  rm "$tmp/diff"
+  rbd export-diff --no-progress --whole-object --from-snap s2 "$image@s3" \
+    "$tmp/diff"
   rbd import-diff --no-progress "$tmp/diff" rbd/copy
   same rbd/copy "$tmp/s3"
+  if has_map "$image"; then
+    for n in "" @s1 @s2 @s3 @busy1 @busy3; do check_object_map "$image$n"; done
+  fi
   rm "$tmp/diff"
   rbd snap purge --no-progress rbd/copy
   rbd rm --no-progress rbd/copy

@@ -30,7 +30,8 @@ namespace {
 
 constexpr const char* usage_text =
     "usage: nbd-load --uri=URI [OPTION...]\n"
-    "  --op=read|write --pattern=random|sequential\n"
+    "  --op=read|write|mix --pattern=random|sequential\n"
+    "  --reads=PERCENT               of a mix, default 70\n"
     "  --block-size=BYTES --depth=N --connections=N  default 4k, 1, 1\n"
     "        depth is the number of requests in flight in all\n"
     "  --offset=BYTES --size=BYTES   the range; default the whole export\n"
@@ -38,8 +39,11 @@ constexpr const char* usage_text =
     "  --seconds=S --count=REQUESTS --warmup=S --seed=N\n"
     "                                default 1, none, 0, 1\n"
     "  --no-structured-replies       as an old client\n"
+    "  --prepare=read|write          go through the range once, first of all\n"
     "  --flush                       a flush request after the warm-up\n"
+    "  --final-flush                 one more at the end, in what is measured\n"
     "  --verify                      write a pattern, compare reads with it\n"
+    "        (of a mix, after the range was written with the same seed)\n"
     "  --gate                        wait on standard input\n";
 
 struct Settings {
@@ -47,7 +51,9 @@ struct Settings {
   std::uint64_t block_size, depth, connections, offset, size, stride, seed;
   std::uint64_t count;
   double seconds, warmup;
-  bool write, sequential, structured, flush, verify, gate;
+  std::string op, prepare;
+  std::uint64_t reads;  // percent
+  bool sequential, structured, flush, final_flush, verify, gate;
 
   explicit Settings(Options& options)
       : uri(options.required("uri")),
@@ -61,13 +67,25 @@ struct Settings {
         count(options.size("count", 0)),
         seconds(options.seconds("seconds", count ? 0 : 1)),
         warmup(options.seconds("warmup", 0)),
-        write(options.choice("op", "read", "write")),
+        op(options.text("op", "read")),
+        prepare(options.text("prepare", "")),
+        reads(options.size("reads", 70)),
         sequential(options.choice("pattern", "random", "sequential")),
         structured(!options.flag("no-structured-replies")),
         flush(options.flag("flush")),
+        final_flush(options.flag("final-flush")),
         verify(options.flag("verify")),
         gate(options.flag("gate")) {
     options.finish();
+    if (op == "read" || op == "write")
+      reads = op == "read" ? 100 : 0;
+    else if (op != "mix")
+      throw UsageError("--op= is read, write or mix");
+    if (reads > 100) throw UsageError("--reads= is 0 to 100");
+    if (!prepare.empty() && prepare != "read" && prepare != "write")
+      throw UsageError("--prepare= is read or write");
+    if (verify && prepare == "write")
+      throw UsageError("--verify does not go with --prepare=write");
     if (block_size == 0 || block_size > (std::uint64_t{32} << 20))
       throw UsageError("--block-size= is 1 to 32M");
     if (verify && block_size % 8 != 0)
@@ -100,6 +118,7 @@ struct Slot {
   Connection* connection = nullptr;
   std::unique_ptr<char[]> data;
   std::uint64_t offset = 0;
+  bool write = false;
   Clock::time_point submitted;
 };
 
@@ -112,6 +131,19 @@ struct Connection {
   Handle handle;   // last, so that it goes before the buffers do
 };
 
+/// Random numbers from 0 to 99.
+class Percent {
+ public:
+  explicit Percent(std::uint64_t seed) : state_(seed) {}
+  [[nodiscard]] std::uint64_t next() {
+    state_ += 0x9e3779b97f4a7c15U;
+    return mix(state_) % 100;
+  }
+
+ private:
+  std::uint64_t state_;
+};
+
 std::uint64_t pattern_word(std::uint64_t offset, std::uint64_t seed) {
   return mix(offset * 0x9e3779b97f4a7c15U + seed);
 }
@@ -119,13 +151,15 @@ std::uint64_t pattern_word(std::uint64_t offset, std::uint64_t seed) {
 class Load {
  public:
   explicit Load(const Settings& settings)
-      : settings_(settings), places_(connect(settings)) {
+      : settings_(settings), places_(connect(settings)),
+        kinds_(~settings.seed) {
     std::uint64_t word = settings.seed;
     for (std::uint64_t i = 0; i < settings.depth; ++i) {
       Slot slot;
       slot.data = std::make_unique<char[]>(settings.block_size);
-      for (std::uint64_t j = 0; settings.write && j < settings.block_size;
-           ++j)
+      // The buffers of a mix are overwritten by what is read.
+      for (std::uint64_t j = 0;
+           settings.reads < 100 && j < settings.block_size; ++j)
         slot.data[j] = static_cast<char>(mix(++word));
       connections_[i % settings.connections].slots.push_back(
           std::move(slot));
@@ -141,8 +175,28 @@ class Load {
 
   void flush() { check(nbd_flush(connections_[0].handle.get(), 0)); }
 
-  [[nodiscard]] Result run(const Bound& bound) {
+  /// Brings what is served, and any cache, into a known state: every byte
+  /// of the range is read or written once, in order.
+  void prepare(bool write) {
+    constexpr std::uint64_t most = 256 << 10;
+    const std::unique_ptr<char[]> data = std::make_unique<char[]>(most);
+    std::uint64_t word = settings_.seed;
+    for (std::uint64_t i = 0; i < most; ++i)
+      data[i] = static_cast<char>(mix(++word));
+    nbd_handle* handle = connections_[0].handle.get();
+    for (std::uint64_t done = 0; done < range_; done += most) {
+      const std::uint64_t size = std::min(most, range_ - done);
+      const std::uint64_t offset = settings_.offset + done;
+      check(write ? nbd_pwrite(handle, data.get(), size, offset, 0)
+                  : nbd_pread(handle, data.get(), size, offset, 0));
+    }
+  }
+
+  /// With `flush_at_end`, the time ends with the reply to a flush that follows the
+  /// last reply.
+  [[nodiscard]] Result run(const Bound& bound, bool flush_at_end) {
     Result result;
+    writes_ = 0;
     for (Connection& connection : connections_) connection.result = &result;
     result.before = Usage::now();
     const Clock::time_point start = Clock::now();
@@ -172,6 +226,7 @@ class Load {
       if (result.operations == submitted) break;
       wait_and_notify();
     }
+    if (flush_at_end) flush();
     result.elapsed_s =
         std::chrono::duration<double>(Clock::now() - start).count();
     result.after = Usage::now();
@@ -185,6 +240,8 @@ class Load {
       check(nbd_shutdown(connection.handle.get(), 0));
   }
 
+  /// Of the last run.
+  [[nodiscard]] std::uint64_t writes() const { return writes_; }
   [[nodiscard]] std::uint64_t export_size() const { return export_size_; }
   [[nodiscard]] bool structured() const {
     return nbd_get_structured_replies_negotiated(
@@ -214,24 +271,25 @@ class Load {
     export_size_ = static_cast<std::uint64_t>(size);
     if (settings.offset > export_size_)
       throw UsageError("--offset= is behind the end of the export");
-    const std::uint64_t range =
-        settings.size ? settings.size : export_size_ - settings.offset;
-    if (range > export_size_ - settings.offset)
+    range_ = settings.size ? settings.size : export_size_ - settings.offset;
+    if (range_ > export_size_ - settings.offset)
       throw UsageError("--size= is behind the end of the export");
-    if (range < settings.stride)
+    if (range_ < settings.stride)
       throw UsageError("the range is smaller than a block");
-    return {settings.offset, range, settings.stride, !settings.sequential,
+    return {settings.offset, range_, settings.stride, !settings.sequential,
             settings.seed};
   }
 
   void submit(Slot& slot) {
     nbd_handle* handle = slot.connection->handle.get();
     slot.offset = places_.next();
+    slot.write = kinds_.next() >= settings_.reads;
+    if (slot.write) ++writes_;
     const nbd_completion_callback callback{
         .callback = on_complete, .user_data = &slot, .free = nullptr};
-    if (settings_.verify && settings_.write) fill(slot);
+    if (settings_.verify && slot.write) fill(slot);
     slot.submitted = Clock::now();
-    if (settings_.write)
+    if (slot.write)
       check(nbd_aio_pwrite(handle, slot.data.get(), settings_.block_size,
                            slot.offset, callback, 0));
     else
@@ -269,8 +327,8 @@ class Load {
       if (connection.failed != 0)
         throw std::system_error(
             connection.failed, std::generic_category(),
-            settings_.write ? "write request" : "read request");
-      if (settings_.verify && !settings_.write) compare(connection);
+            settings_.op + " request");
+      if (settings_.verify) compare(connection);
     }
   }
 
@@ -299,6 +357,7 @@ class Load {
     for (Slot* slot : connection.free) {
       if (slot->submitted == Clock::time_point()) continue;
       slot->submitted = Clock::time_point();
+      if (slot->write) continue;
       for (std::uint64_t i = 0; i < settings_.block_size; i += 8) {
         std::uint64_t word = 0;
         std::memcpy(&word, slot->data.get() + i, sizeof word);
@@ -311,9 +370,12 @@ class Load {
 
   const Settings& settings_;
   std::uint64_t export_size_ = 0;
+  std::uint64_t range_ = 0;
+  std::uint64_t writes_ = 0;
   std::vector<Connection> connections_;
   std::vector<pollfd> poll_;
   Places places_;
+  Percent kinds_;  // of requests, the same sequence for every server
 };
 
 int run(int argc, char** argv) {
@@ -325,15 +387,18 @@ int run(int argc, char** argv) {
   const Settings settings(options);
   const Gate gate(settings.gate);
   Load load(settings);
+  if (!settings.prepare.empty()) load.prepare(settings.prepare == "write");
   if (settings.warmup > 0)
-    static_cast<void>(load.run(bound_of(0, settings.warmup)));
+    static_cast<void>(load.run(bound_of(0, settings.warmup), false));
   if (settings.flush) load.flush();
   gate.before_measuring();
   const Result result =
-      load.run(bound_of(settings.count, settings.seconds));
+      load.run(bound_of(settings.count, settings.seconds),
+               settings.final_flush);
   Json json;
   json.add("program", std::string("nbd-load"))
-      .add("op", std::string(settings.write ? "write" : "read"))
+      .add("op", settings.op)
+      .add("writes", load.writes())
       .add("pattern",
            std::string(settings.sequential ? "sequential" : "random"))
       .add("depth", settings.depth)

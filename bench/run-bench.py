@@ -9,7 +9,6 @@ defines what the numbers mean.
 """
 
 import argparse
-import ctypes
 import datetime
 import json
 import mmap
@@ -23,254 +22,16 @@ import subprocess
 import sys
 import tempfile
 import time
-import zlib
 from dataclasses import dataclass, field
 
-KIB = 1 << 10
-MIB = 1 << 20
-GIB = 1 << 30
-OBJECT_SIZE = 4 * MIB
-POOL = "rbd"
-STEP_TIMEOUT = 120  # seconds for one step that should take a few
-COPY_TIMEOUT = 900  # seconds for a copy of a whole image
+sys.dont_write_bytecode = True  # leave nothing in the sources
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-TOP = os.path.dirname(HERE)
-
-
-class BenchError(Exception):
-    """Something that ends the benchmark, with a complete message."""
-
-
-def say(text):
-    print("run-bench: " + text, file=sys.stderr, flush=True)
-
-
-# --------------------------------------------------------------------------
-# Processes
-
-def die_with_parent():
-    """In the child: SIGKILL when this program ends, however it ends."""
-    ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))  # PR_SET_PDEATHSIG
-
-
-def command_output(argv, timeout=STEP_TIMEOUT, **keywords):
-    """Standard output of a command that must succeed."""
-    try:
-        done = subprocess.run(argv, stdout=subprocess.PIPE,
-                              stderr=subprocess.PIPE, timeout=timeout,
-                              text=True, preexec_fn=die_with_parent,
-                              check=False, **keywords)
-    except subprocess.TimeoutExpired as error:
-        raise BenchError(f"{argv[0]}: no end within {timeout} s") from error
-    except OSError as error:
-        raise BenchError(f"{argv[0]}: {error.strerror}") from error
-    if done.returncode != 0:
-        raise BenchError(" ".join(argv[:4]) + " ...: exit status "
-                         f"{done.returncode}: {done.stderr.strip()}")
-    return done.stdout
-
-
-def stop_process(process):
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def cpu_ns(pid):
-    """CPU time of a process in ns, user and system, with its ended threads.
-
-    This is the process's CPU clock (clock_getcpuclockid(3); the number is
-    Linux's encoding of CPUCLOCK_SCHED for a process).  /proc/PID/stat would
-    count in ticks of 10 ms, /proc/PID/task/*/schedstat would lose threads
-    that have ended.
-    """
-    try:
-        return time.clock_gettime_ns(~pid << 3 | 2)
-    except OSError as error:
-        raise BenchError(f"process {pid} has ended") from error
-
-
-def busy_ns():
-    """CPU time that anything on the machine has used so far, in ns, and what
-    the hypervisor took (in ticks, so only for windows of some 0.1 s)."""
-    with open("/proc/stat", encoding="ascii") as file:
-        # user nice system idle iowait irq softirq steal (proc(5))
-        ticks = [int(word) for word in file.readline().split()[1:9]]
-    return ((sum(ticks) - ticks[3] - ticks[4])
-            * 1_000_000_000 // os.sysconf("SC_CLK_TCK"))
-
-
-def switches(pid):
-    """Context switches of each thread: {thread id: (voluntary, not)}."""
-    result = {}
-    for thread in os.listdir(f"/proc/{pid}/task"):
-        try:
-            with open(f"/proc/{pid}/task/{thread}/status",
-                      encoding="ascii", errors="replace") as status:
-                text = status.read()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        numbers = re.findall(r"^(?:non)?voluntary_ctxt_switches:\s*(\d+)",
-                             text, re.MULTILINE)
-        if len(numbers) == 2:
-            result[thread] = (int(numbers[0]), int(numbers[1]))
-    return result
-
-
-@dataclass
-class Sample:
-    """The counters of one process at one time."""
-    cpu: int
-    threads: dict
-
-    @staticmethod
-    def take(pid):
-        return Sample(cpu_ns(pid), switches(pid))
-
-    def until(self, later):
-        """What happened from here to there, as a dictionary."""
-        voluntary = involuntary = 0
-        for thread, counts in later.threads.items():
-            first = self.threads.get(thread, (0, 0))
-            voluntary += counts[0] - first[0]
-            involuntary += counts[1] - first[1]
-        ended = len(self.threads.keys() - later.threads.keys())
-        return {"cpu_us": (later.cpu - self.cpu) / 1000,
-                "switches": voluntary + involuntary,
-                "involuntary": involuntary,
-                "threads": len(later.threads), "threads_ended": ended}
-
-
-def find_processes(name, argument):
-    """Ids of the running programs `name` with `argument` on their command
-    line."""
-    found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{pid}/cmdline", "rb") as file:
-                argv = file.read().decode(errors="replace").split("\0")
-        except OSError:
-            continue
-        if os.path.basename(argv[0]) == name and argument in argv:
-            found.append(int(pid))
-    return found
-
-
-# --------------------------------------------------------------------------
-# Cluster and images
-
-class Cluster:
-    """A mini-ceph with one OSD on BlueStore."""
-
-    def __init__(self, folder, size):
-        self.folder = folder
-        self.mini_ceph = os.path.join(TOP, "tests", "mini-ceph")
-        say("starting a Ceph cluster")
-        try:
-            self.conf = command_output(
-                [self.mini_ceph, "start", folder, "--osds", "1",
-                 "--store", "bluestore", "--size", str(size)]
-            ).strip().splitlines()[-1]
-        except BenchError:
-            self.stop()
-            raise
-        self.osd_pids = find_processes("ceph-osd", self.conf)
-        if not self.osd_pids:
-            self.stop()
-            raise BenchError("the OSD's process was not found")
-
-    def stop(self):
-        subprocess.run([self.mini_ceph, "stop", self.folder], check=False)
-        # The folder goes away now, and what still ran then could be found
-        # no more.
-        conf = os.path.join(self.folder, "ceph.conf")
-        for name in ("ceph-osd", "ceph-mgr", "ceph-mon"):
-            for pid in find_processes(name, conf):
-                say(f"mini-ceph left {name}, process {pid}: killing it")
-                os.kill(pid, signal.SIGKILL)
-
-    def rbd(self, *arguments):
-        return command_output(["rbd", "-c", self.conf, *arguments])
-
-    def osd_cpu_ns(self):
-        try:
-            return sum(cpu_ns(pid) for pid in self.osd_pids)
-        except BenchError as error:
-            raise BenchError("the OSD has ended:\n" + self.osd_log()) \
-                from error
-
-    def osd_log(self):
-        """The end of what the OSD had to say; the folder will go away."""
-        lines = []
-        for name in ("osd.0.log", "osd.0.out"):
-            try:
-                with open(os.path.join(self.folder, "log", name),
-                          encoding="utf-8", errors="replace") as file:
-                    lines += file.readlines()[-20:]
-            except OSError:
-                pass
-        return "".join(lines)
-
-    def settle(self, limit=5.0):
-        """Wait until the OSD has done what it was asked to do (deferred
-        writes, compaction), at most `limit` seconds.  Return its CPU time."""
-        end = time.monotonic() + limit
-        last = self.osd_cpu_ns()
-        while time.monotonic() < end:
-            time.sleep(0.05)
-            now = self.osd_cpu_ns()
-            if now - last < 2_500_000:  # 5 % of a core
-                return now
-            last = now
-        return last
-
-
-@dataclass
-class Image:
-    name: str
-    size: int
-    format: int
-    prefix: str = ""  # of its data objects
-
-    @property
-    def digits(self):
-        return 12 if self.format == 1 else 16
-
-
-def format1_header(prefix, size):
-    """The header object of an RBD image of format 1 without snapshots
-    (ceph: src/include/rbd_types.h, struct rbd_obj_header_ondisk)."""
-    return struct.pack("<40s24s4s8sBBBxQQIIQ",
-                       b"<<< Rados Block Device Image >>>\n",
-                       prefix.encode(), b"RBD", b"001.005",
-                       OBJECT_SIZE.bit_length() - 1, 0, 0, size, 0, 0, 0, 0)
-
-
-def create_image(cluster, name, size, image_format, *options):
-    image = Image(name, size, image_format)
-    if image_format == 1:
-        # "rbd create" refuses format 1 and reads it.
-        image.prefix = "rb.0.%x.%08x" % (os.getpid(),
-                                         zlib.crc32(name.encode()))
-        with tempfile.NamedTemporaryFile() as file:
-            file.write(format1_header(image.prefix, size))
-            file.flush()
-            command_output(["rados", "-c", cluster.conf, "-p", POOL, "put",
-                            name + ".rbd", file.name])
-    else:
-        cluster.rbd("create", "--size", f"{size}B", "--object-size",
-                    str(OBJECT_SIZE), *options, f"{POOL}/{name}")
-    info = json.loads(cluster.rbd("info", "--format", "json",
-                                  f"{POOL}/{name}"))
-    if info["size"] != size or info["format"] != image_format:
-        raise BenchError(f"{name}: rbd does not see the image as intended")
-    image.prefix = info["block_name_prefix"]
-    return image
+from benchlib import (  # noqa: E402
+    COPY_TIMEOUT, GIB, HERE, KIB, MIB, OBJECT_SIZE, POOL, STEP_TIMEOUT, TOP,
+    BenchError, Cluster, Image, RunningServer, Sample, Watchdog, busy_ns,
+    command_output, cpu_ns, create_image, die_with_parent, median, number,
+    ratio, say, stop_process)
+from filters import FILTER_WORKLOADS, FilterBench  # noqa: E402
 
 
 # --------------------------------------------------------------------------
@@ -298,74 +59,6 @@ ALL_SERVERS = [
            writes_only=True, nbd=False),
     Server("null", "nbdkit null", state="full", small_only=True),
 ]
-
-
-class RunningServer:
-    """A server process; a context manager that stops it."""
-
-    def __init__(self, bench, kind, image, writable, preload=None):
-        self.folder = tempfile.mkdtemp(dir=bench.folder)
-        self.socket = os.path.join(self.folder, "s")
-        self.uri = "nbd+unix:///?socket=" + self.socket
-        pid_file = os.path.join(self.folder, "pid")
-        environment = dict(os.environ)
-        environment.update(preload or {})
-        if kind in ("plugin", "null"):
-            argv = [bench.options.run] if kind == "plugin" else []
-            argv += ["nbdkit", "-f", "-t", str(bench.options.threads),
-                     "-U", self.socket, "-P", pid_file]
-            argv += [] if writable else ["-r"]
-            if kind == "plugin":
-                argv += ["rados", "pool=" + POOL, "image=" + image.name,
-                         "conf=" + bench.cluster.conf]
-                argv += bench.options.plugin_option
-            else:
-                argv += ["null", f"size={image.size}"]
-        else:
-            cache = ("writeback" if kind == "qemu-nbd-writeback" else "none")
-            argv = ["qemu-nbd", "-k", self.socket, "-f", "raw", "-t",
-                    "-e", "64", "--cache=" + cache, "--discard=unmap",
-                    "--pid-file=" + pid_file]
-            argv += [] if writable else ["-r"]
-            argv += [f"rbd:{POOL}/{image.name}:conf={bench.cluster.conf}"]
-        self.log = open(os.path.join(self.folder, "log"), "w+b")
-        self.process = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=self.log,
-            stderr=self.log, env=environment, preexec_fn=die_with_parent)
-        try:
-            self.pid = self.wait_for_pid(argv, pid_file)
-        except BaseException:
-            self.stop()
-            raise
-
-    def wait_for_pid(self, argv, pid_file):
-        # Both servers write the file when they accept connections.
-        end = time.monotonic() + STEP_TIMEOUT
-        while time.monotonic() < end:
-            if self.process.poll() is not None:
-                break
-            try:
-                with open(pid_file, encoding="ascii") as file:
-                    text = file.read()
-                if text.endswith("\n") and os.path.exists(self.socket):
-                    return int(text)
-            except FileNotFoundError:
-                pass
-            time.sleep(0.01)
-        self.log.seek(0)
-        raise BenchError("the server did not start: " + " ".join(argv)
-                         + "\n" + self.log.read().decode(errors="replace"))
-
-    def stop(self):
-        stop_process(self.process)
-        self.log.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.stop()
 
 
 # --------------------------------------------------------------------------
@@ -463,6 +156,7 @@ class Bench:
         self.servers = [s for s in ALL_SERVERS if s.name in options.servers]
         if "plugin" in options.servers and not self.plugin_works():
             self.servers = [s for s in self.servers if s.name != "plugin"]
+        self.filters = FilterBench(self)
 
     def program(self, name):
         for folder in filter(None, [self.options.programs, HERE,
@@ -493,6 +187,33 @@ class Bench:
         return not self.options.only or any(
             re.fullmatch(pattern.replace("*", ".*"), name)
             for pattern in self.options.only)
+
+    # -- servers
+
+    def nbdkit(self, *arguments, built=True):
+        """The command line of nbdkit; `built`: with what this tree builds."""
+        return [*([self.options.run] if built else []), "nbdkit", "-f",
+                "-t", str(self.options.threads), "-U", "SOCKET",
+                "-P", "PID_FILE", *arguments]
+
+    def rados_arguments(self, image):
+        return ["rados", "pool=" + POOL, "image=" + image.name,
+                "conf=" + self.cluster.conf, *self.options.plugin_option]
+
+    def server(self, kind, image, writable, environment=None):
+        read_only = [] if writable else ["-r"]
+        if kind == "plugin":
+            command = self.nbdkit(*read_only, *self.rados_arguments(image))
+        elif kind == "null":
+            command = self.nbdkit(*read_only, "null", f"size={image.size}",
+                                  built=False)
+        else:
+            cache = ("writeback" if kind == "qemu-nbd-writeback" else "none")
+            command = ["qemu-nbd", "-k", "SOCKET", "-f", "raw", "-t",
+                       "-e", "64", "--cache=" + cache, "--discard=unmap",
+                       "--pid-file=PID_FILE", *read_only,
+                       f"rbd:{POOL}/{image.name}:conf={self.cluster.conf}"]
+        return RunningServer(self.folder, command, environment)
 
     # -- preparing
 
@@ -526,6 +247,7 @@ class Bench:
                 say(f"making the {name} image")
                 self.images[name] = self.make_sparse(name, image_size,
                                                      writes, options)
+        self.filters.prepare()
         self.cluster.settle(30)
 
     def image_format(self, op):
@@ -533,18 +255,22 @@ class Bench:
                 else self.options.read_format)
 
     def fill(self, image, *arguments):
-        with RunningServer(self, "qemu-nbd-best", image, True) as server:
+        with self.server("qemu-nbd-best", image, True) as server:
             command_output([self.nbd_load, "--uri=" + server.uri,
                             "--op=write", *arguments],
                            timeout=COPY_TIMEOUT)
+
+    def fill_all(self, image):
+        self.fill(image, "--pattern=sequential", "--depth=4",
+                  f"--block-size={4 * MIB}",
+                  f"--count={image.size // 4 // MIB}")
 
     def make_filled(self, op, state):
         size = self.options.image_size
         image = create_image(self.cluster, f"{op}-{state}", size,
                              self.image_format(op))
         if state == "full":
-            self.fill(image, "--pattern=sequential", "--depth=4",
-                      f"--block-size={4 * MIB}", f"--count={size // 4 // MIB}")
+            self.fill_all(image)
         else:
             self.refill_half(image)
         return image
@@ -705,8 +431,7 @@ class Bench:
         # a clone has no objects, as librbd does.
         writable = workload.op == "write" or workload.clone
         keywords.pop("environment", None)
-        with RunningServer(self, kind.name, image, writable,
-                           preload) as server:
+        with self.server(kind.name, image, writable, preload) as server:
             if state == "full" and kind.name != "null":
                 command_output(["nbdinfo", "--map", server.uri])
             return self.gated(
@@ -745,6 +470,7 @@ class Bench:
                         number + 1, workload.name, state, kind.name,
                         result["iops"], result["cpu_per_op"],
                         result["switches_per_op"]))
+        self.filters.run_round(number)
         for task in TASKS:
             if self.selected(task.name):
                 self.run_task(task, number)
@@ -797,7 +523,7 @@ class Bench:
                 result = self.timed_rbd("import", source, f"{POOL}/fill")
             else:
                 server = "plugin" if kind == "plugin" else "qemu-nbd-best"
-                with RunningServer(self, server, image, True) as running:
+                with self.server(server, image, True) as running:
                     before = cpu_ns(running.pid)
                     start = time.monotonic()
                     command_output(["nbdcopy", "--flush", source,
@@ -827,7 +553,8 @@ class Bench:
                 process.returncode = os.waitstatus_to_exitcode(status)
             process.stderr.close()
         if process.returncode != 0:
-            raise BenchError(f"rbd {command}: " + error.decode(errors="replace"))
+            raise BenchError(f"rbd {command}: "
+                             + error.decode(errors="replace"))
         return {"seconds": time.monotonic() - start,
                 "server_cpu_s": usage.ru_utime + usage.ru_stime}
 
@@ -838,8 +565,7 @@ class Bench:
             server_kind = "qemu-nbd-served"
         if how == "snapshot":
             image = Image(image.name + "@bench", image.size, image.format)
-        with RunningServer(self, server_kind, image,
-                           how == "lock held") as server:
+        with self.server(server_kind, image, how == "lock held") as server:
             before = cpu_ns(server.pid)
             start = time.monotonic()
             if task.name.startswith("nbdcopy"):
@@ -895,36 +621,42 @@ class Bench:
         """Where the plugin spends its time in this workload."""
         if shutil.which("perf") is None:
             say("no profile: perf is not installed")
-            return
-        workload = next(w for w in WORKLOADS if w.name == workload_name)
-        data = os.path.join(self.folder, "perf.data")
-        image = self.images[workload.source, "full"]
-        kind = next(s for s in ALL_SERVERS if s.name == "plugin")
-        with RunningServer(self, "plugin", image,
-                           workload.op == "write"
-                           or workload.clone) as server:
-            perf = []
+        elif any(w.name == workload_name for w in FILTER_WORKLOADS):
+            self.filters.profile(workload_name)
+        else:
+            workload = next(w for w in WORKLOADS if w.name == workload_name)
+            image = self.images[workload.source, "full"]
+            kind = next(s for s in ALL_SERVERS if s.name == "plugin")
+            with self.server("plugin", image, workload.op == "write"
+                             or workload.clone) as server:
+                self.profile_server(workload.label, server,
+                                    self.load_arguments(
+                                        workload, "full", kind, image,
+                                        server.uri))
 
-            def switch():
-                if perf:
-                    perf[0].send_signal(signal.SIGINT)
-                    perf[0].wait()
-                else:
-                    perf.append(subprocess.Popen(
-                        ["perf", "record", "-q", "-F", "997", "-o", data,
-                         "-p", str(server.pid)],
-                        stdout=subprocess.DEVNULL,
-                        stderr=subprocess.DEVNULL,
-                        preexec_fn=die_with_parent))
-                    time.sleep(0.5)
-                return ()
-            try:
-                self.gated(self.load_arguments(workload, "full", kind,
-                                               image, server.uri),
-                           pid=server.pid, inside=switch)
-            finally:
-                for process in perf:
-                    stop_process(process)
+    def profile_server(self, label, server, arguments):
+        """Profile a server while a load generator runs."""
+        data = os.path.join(self.folder, "perf.data")
+        perf = []
+
+        def switch():
+            if perf:
+                perf[0].send_signal(signal.SIGINT)
+                perf[0].wait()
+            else:
+                perf.append(subprocess.Popen(
+                    ["perf", "record", "-q", "-F", "997", "-o", data,
+                     "-p", str(server.pid)],
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    preexec_fn=die_with_parent))
+                time.sleep(0.5)
+            return ()
+        try:
+            self.gated(arguments, pid=server.pid, inside=switch)
+        finally:
+            for process in perf:
+                stop_process(process)
         report = []
         for title, keys, limit in (("by library", "dso", 1),
                                    ("by function", "dso,symbol", 0.7)):
@@ -941,29 +673,7 @@ class Bench:
                     for line in text.splitlines()
                     if line.strip() and not line.startswith("#")]
             report += [title, *rows[:25], ""]
-        self.profiles.append((workload.label, report[:-1]))
-
-
-class Watchdog:
-    """Kills a process that does not end in time, so that no read of its
-    output waits for ever."""
-
-    def __init__(self, process, seconds):
-        self.process = process
-        self.seconds = int(seconds) + 1
-
-    def expired(self, *_):
-        self.process.kill()
-        raise BenchError(f"no end within {self.seconds} s: "
-                         + " ".join(self.process.args[:3]) + " ...")
-
-    def __enter__(self):
-        self.old = signal.signal(signal.SIGALRM, self.expired)
-        signal.alarm(self.seconds)
-
-    def __exit__(self, *_):
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, self.old)
+        self.profiles.append((label, report[:-1]))
 
 
 # --------------------------------------------------------------------------
@@ -1016,22 +726,6 @@ def machine_facts(bench):
         f"date: {datetime.date.today().isoformat()}",
     ]
     return facts
-
-
-def median(results, key):
-    return statistics.median(r[key] for r in results)
-
-
-def number(value, digits=2):
-    if value is None:
-        return "–"
-    if value >= 1000:
-        return f"{value:.0f}"
-    return f"{value:.{1 if value >= 100 else digits}f}"
-
-
-def ratio(one, other):
-    return None if one is None or not other else one / other
 
 
 class Report:
@@ -1153,6 +847,8 @@ class Report:
             ratio(median(copies[key[0]], "seconds"),
                   median(copies[key[1]], "seconds"))
             if all(k in copies for k in key) else None, True, None)
+        for text, wanted, measured, workload in self.bench.filters.targets():
+            add(text, wanted, measured, True, workload)
         return rows
 
     def target_lines(self):
@@ -1240,8 +936,9 @@ class Report:
                 yield "| " + " | ".join(cells) + " |"
 
     def disturbance(self):
-        others = [r["others"] for results in self.bench.loads.values()
-                  for r in results]
+        others = [r["others"] for loads in (self.bench.loads,
+                                            self.bench.filters.loads)
+                  for results in loads.values() for r in results]
         if not others:
             return
         yield ("- other programs used %.0f %% of the cores while loads were "
@@ -1283,6 +980,13 @@ class Report:
                 "bytes that the server copies in memory for each byte of "
                 "the request, if they were counted.")
             yield from self.load_lines()
+        if bench.filters.loads:
+            yield ""
+            yield "## Filters"
+            yield ""
+            yield ("Medians.  README.md says what is compared, and why in "
+                   "this way.")
+            yield from bench.filters.report_lines()
         if bench.tasks:
             yield ""
             yield "## Copying and mapping"
@@ -1316,7 +1020,7 @@ def parse_size(text):
 
 def parse_options():
     names = [s.name for s in ALL_SERVERS]
-    workloads = [w.name for w in WORKLOADS] + [t.name for t in TASKS]
+    workloads = [w.name for w in (*WORKLOADS, *FILTER_WORKLOADS, *TASKS)]
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -1424,6 +1128,8 @@ def main():
                 "loads": [{"workload": w, "state": s, "server": n,
                            "rounds": r}
                           for (w, s, n), r in bench.loads.items()],
+                "filters": [{"workload": w, "variant": v, "rounds": r}
+                            for (w, v), r in bench.filters.loads.items()],
                 "tasks": [{"task": t, "server": k, "rounds": r}
                           for (t, k), r in bench.tasks.items()]}, file,
                       indent=1)

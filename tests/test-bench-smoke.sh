@@ -30,7 +30,17 @@ load=("$builddir/bench/nbd-load" --uri="nbd+unix:///?socket=$tmp/memory.sock"
 result=$("${load[@]}" --op=read)
 assert_match '"ops": 256,.*"bytes": 1048576,' "$result" "result of a read"
 expect_fail 'wrong data at offset' "${load[@]}" --op=read --seed=2
+# A mix has both, and compares what it reads, too.
+result=$("${load[@]}" --op=mix --pattern=random --count=4096)
+writes=$(sed -n 's/.*"writes": \([0-9]*\),.*/\1/p' <<<"$result")
+if ((writes < 1100 || writes > 1360)); then
+  die "30 % of 4096 requests should be writes: $result"
+fi
+expect_fail 'wrong data at offset' "${load[@]}" --op=mix --seed=2
 stop_pid "$memory_pid"
+
+# Nothing is expected of what the filter does not have.
+filter_help=$("$builddir/run" nbdkit --filter=radoscache null --help)
 
 python3 "$bench_srcdir/run-bench.py" --quick --need-plugin \
   --programs="$builddir/bench" --run="$builddir/run" \
@@ -42,7 +52,8 @@ python3 "$bench_srcdir/run-bench.py" --quick --need-plugin \
 
 # A row is there when it has a number above 0 in each column that was
 # measured.
-python3 - "$tmp/report.md" "$tmp/results.json" <<'CHECK' || die "the report"
+python3 - "$tmp/report.md" "$tmp/results.json" "$filter_help" \
+  <<'CHECK' || die "the report"
 import json
 import re
 import sys
@@ -87,16 +98,50 @@ for what, servers in (
         if not row or not float(row.group(1)) > 0:
             problems.append(f"no row for {what}, {server}")
 
-targets = re.findall(r"^\| .* \| (met|\*\*missed\*\*|not measured) \|$",
-                     report, re.MULTILINE)
-if len(targets) < 25 or "not measured" in targets:
-    problems.append(f"targets: {targets}")
+write_back = "cache-dirty=" in sys.argv[3]
+caches = ["nbdkit's cache filter", "radoscache", "radoscache, write-back"]
+for name, servers in (
+        ("hits-4k-d32", ["no filter", "radoscache"]),
+        ("hits-4k-d32-c4", ["no filter", "radoscache"]),
+        ("write-4k-d32-c4", caches), ("mix-4k-d32-c4", caches),
+        ("reread-4k-d1", ["no filter", "radoscache"]),
+        ("reread-4k-d32", ["no filter", "radoscache"]),
+        ("sequential-read-4k-d1",
+         ["no filter", "radoscache", "radoscache, cache-readahead=0"]),
+        ("sequential-write-4k-d1",
+         ["no filter", "radoscache", "radoscache, write-back"])):
+    rows = [[cell.strip() for cell in line.strip("|").split("|")]
+            for line in sections.get("filter-" + name, "").splitlines()]
+    for server in servers:
+        if server.endswith("write-back") and not write_back:
+            continue
+        found = [row for row in rows if row[0] == server]
+        if len(found) != 1 or len(found[0]) != 10:
+            problems.append(f"{name}: no row for {server}")
+            continue
+        # Speed, ratio, latencies, CPU of the server, switches, CPU of the
+        # client.
+        for column in (1, 3, 4, 5, 6, 7, 9):
+            if not float(found[0][column]) > 0:
+                problems.append(f"{name}, {server}: {found[0]}")
 
-for load in results["loads"]:
+targets = re.findall(r"^\| (.*) \| [≥≤] ([\d.]+) \| .* "
+                     r"\| (met|\*\*missed\*\*|not measured) \|$",
+                     report, re.MULTILINE)
+unmeasured = [text for text, _, word in targets if word == "not measured"
+              and (write_back or "radoscache, write-back" not in text)]
+if len(targets) < 35 or unmeasured:
+    problems.append(f"targets: {len(targets)}, not measured: {unmeasured}")
+wanted = sorted(float(number) for text, number, _ in targets
+                if "radoscache" in text)
+if wanted != [0.9, 0.9, 2, 2, 2, 2, 4, 5, 5, 5]:
+    problems.append(f"targets of the filter: {wanted}")
+
+for load in results["loads"] + results["filters"]:
     for result in load["rounds"]:
         if result["server"]["threads_ended"]:
-            problems.append(f"{load['workload']}, {load['server']}: threads "
-                            "ended while they were measured")
+            problems.append(f"{load['workload']}: threads ended while they "
+                            "were measured")
 
 print("\n".join(problems), file=sys.stderr)
 sys.exit(1 if problems else 0)

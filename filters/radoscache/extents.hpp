@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// Block status through CachedExtents: what nbdkit asks the filter, and what the
+// filter asks the layer below.
+//
+// A client often asks in small steps (qemu: what it reads next, one extent).
+// So the layer below is asked for more than the client wants, and the rest is
+// there when the client comes for it.  Clients that ask for the same place at
+// the same time wait for one question.
+
+#ifndef NBDRADOS_RADOSCACHE_EXTENTS_HPP
+#define NBDRADOS_RADOSCACHE_EXTENTS_HPP
+
+#include <nbdkit-filter.h>
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "cache/cached_extents.hpp"
+
+namespace nbdrados {
+
+/// What has been written but is not below yet, in any order: of a range given
+/// by offset and length.
+using NotBelow = std::function<std::vector<CachedExtents::Range>(
+    std::uint64_t, std::uint64_t)>;
+
+/// The filter's .extents: the parameters as nbdkit gives them.  `version` is
+/// what the export may be remembered under (read before the call), 0 for not
+/// now.  What `not_below` returns is given to the client as data; it is called
+/// before anything else, and whoever takes data below must end the change
+/// (CachedExtents::Changing) before not_below() stops returning its range.
+///
+/// Returns 0 or an errno; a message has been given to nbdkit then.  May throw
+/// std::bad_alloc.
+[[nodiscard]] int extents(nbdkit_next* next, std::uint32_t count,
+                          std::uint64_t offset, std::uint32_t flags,
+                          struct nbdkit_extents* list, CachedExtents& known,
+                          CachedExtents::Version version,
+                          const NotBelow& not_below = {});
+
+}  // namespace nbdrados
+
+#endif

@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 #
 # Differences between snapshots: an old full copy and the difference make the
-# new image, byte for byte, on random histories of several kinds of images; an
-# ordinary client still gets a full copy; and small changes are small.
+# new image, byte for byte, on random histories of several kinds of images; the
+# difference is the one of `rbd diff`, byte for byte, too; an ordinary client
+# still gets a full copy; and small changes are small.
 
 source "$(dirname "$0")/functions.sh"
 requires_plugin
@@ -42,6 +43,58 @@ h.shutdown()
 EOF
 change() { /usr/bin/python3 "$tmp/history.py" "$(uri "$1")" "$2" "$3"; }
 
+# like-rbd.py URI OLD NEW PARENT <DIFF: whether the server's difference is the
+# one of `rbd diff`.  Both tell what was written, but may differ where OLD and
+# NEW both read as zeros:
+#   - librbd counts what was written behind OLD's end of an object and cut off
+#     again before NEW; we do not.
+#   - We count all that was the parent's in OLD or NEW and the object's in the
+#     other, librbd only as much as the object has.
+# Behind the end of OLD, we count everything.
+cat >"$tmp/like-rbd.py" <<'EOF'
+import json, sys, nbd
+uri, old, new, parent = sys.argv[1:]
+with open(old, "rb") as f:
+    old = f.read()
+with open(new, "rb") as f:
+    new = f.read()
+end = len(old)  # of OLD
+old = old[:len(new)].ljust(len(new), b"\0")
+h = nbd.NBD()
+h.add_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
+h.connect_uri(uri)
+size = h.get_size()
+assert size == len(new)
+ours = {}  # where something else begins: whether it is data, zeros or neither
+at = 0
+while at < size:
+    entries = []
+    h.block_status(size - at, at, lambda c, o, e, error: entries.extend(e))
+    for length, flags in zip(entries[::2], entries[1::2]):
+        ours[at] = ("zeros" if flags & nbd.STATE_ZERO else
+                    None if flags & nbd.STATE_HOLE else "data")
+        at += length
+theirs = {0: None}
+for extent in json.load(sys.stdin):
+    at = int(extent["offset"])
+    theirs[at] = "data" if extent["exists"] == "true" else "zeros"
+    theirs.setdefault(at + int(extent["length"]), None)
+assert "data" in theirs.values(), "nothing to compare"
+starts = sorted(n for n in ours.keys() | theirs.keys() | {end} if n < size)
+we = they = None
+for at, to in zip(starts, starts[1:] + [size]):
+    we, they = ours.get(at, we), theirs.get(at, they)
+    where = f"{at} to {to}: {we} here, {they} in rbd"
+    zeros = not any(old[at:to]) and not any(new[at:to])
+    if not we:
+        assert old[at:to] == new[at:to], "changed: " + where
+        assert at < end, "behind OLD: " + where
+        assert not they or zeros, where
+    elif not they and at < end:
+        assert parent == "parent" and zeros, where
+    assert not (we == "data" and they == "zeros"), where
+EOF
+
 # follows IMAGE OLD [NEW]: OLD's copy and the difference make NEW.
 follows() {
   local new=$1${3:+@$3}
@@ -49,6 +102,10 @@ follows() {
   timeout 60 /usr/bin/python3 "$update" "$(uri "$new@since=$2")" "$tmp/copy"
   [ -f "$tmp/$1.${3:-head}" ] || rbd_export "p/$new" "$tmp/$1.${3:-head}"
   assert_same_bytes "$tmp/copy" "$tmp/$1.${3:-head}" "$new since $2"
+  rbd diff --from-snap "$2" --format json "p/$new" >"$tmp/diff"
+  /usr/bin/python3 "$tmp/like-rbd.py" "$(uri "$new@since=$2")" "$tmp/$1.$2" \
+    "$tmp/$1.${3:-head}" "$([ "$1" != clone ] || echo parent)" <"$tmp/diff" ||
+    die "$new since $2 is not the difference of rbd"
 }
 
 # check IMAGE SEED: a random history.
@@ -138,6 +195,26 @@ EOF
   rbd snap purge --no-progress p/small >/dev/null
   rbd rm --no-progress p/small
 done
+
+# Only what an object had, when it is gone, and its parent's part, too.
+rbd create --size 8M p/parent
+/usr/bin/python3 -c 'import sys, nbd
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+h.pwrite(b"p" * 65536, 4 << 20)' "$(uri parent)"
+rbd_snap p/parent@s
+rbd clone p/parent@s p/cut --rbd-default-clone-format 2
+/usr/bin/python3 -c 'import sys, nbd
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+h.pwrite(b"c" * 512, 4 << 20)' "$(uri cut)"
+rbd_snap p/cut@old
+rbd resize --no-progress --allow-shrink --size 4M p/cut
+rbd resize --no-progress --size 8M p/cut
+assert_eq "0 4194304 1
+4194304 65536 2
+4259840 4128768 1" "$(nbdinfo --map "$(uri cut@since=old)" |
+  awk '{print $1, $2, $3}')" "map of a clone that was cut"
 
 # Read-only, and clear errors.
 assert_eq true "$(nbdinfo --json "$(uri fast@since=s1)" |

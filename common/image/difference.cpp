@@ -243,21 +243,19 @@ Difference::Ranges Difference::changed_ranges(const State& state,
   struct Object {
     const ObjectExtent* extent;
     SnapSet set = {};
-    bool lost = false;  // a part was the parent's in OLD, but is not in NEW
-    bool backed = false;
   };
   const std::vector<ObjectExtent> extents = layout.cut(offset, length);
   std::vector<Object> objects;
   objects.reserve(extents.size());  // they must not move
   for (const ObjectExtent& e : extents) {
-    Object object{.extent = &e};
-    for (const Fragment& f : e.parts) {
-      object.backed |= f.image_offset < state.old_overlap;
-      object.lost |= f.image_offset < state.old_overlap &&
-                     f.image_offset + f.length > state.overlap;
-    }
-    if (!maps || object.lost || maps->changed(e.object_no))
-      objects.push_back(std::move(object));
+    // A part was the parent's in OLD, but is not in NEW.
+    const auto lost = [&](const Fragment& f) {
+      return f.image_offset < state.old_overlap &&
+             f.image_offset + f.length > state.overlap;
+    };
+    if (!maps || maps->changed(e.object_no) ||
+        std::any_of(e.parts.begin(), e.parts.end(), lost))
+      objects.push_back({.extent = &e});
   }
   std::vector<std::unique_ptr<Pending>> pending;
   pending.reserve(objects.size());
@@ -273,12 +271,17 @@ Difference::Ranges Difference::changed_ranges(const State& state,
     ObjectDifference difference;
     if (r >= 0)
       difference = object_difference(o.set, state.old_snap, state.snap);
-    if (difference.existed != difference.exists && o.backed)
-      difference.ranges.assign(1, {e.offset, e.length});
-    if (!difference.existed && !difference.exists && o.lost)
-      for (const Fragment& f : e.parts)
-        add(std::max(f.image_offset, state.overlap),
-            std::min(f.image_offset + f.length, state.old_overlap));
+    // What was the parent's at one of the two times, but not at the other.
+    // Objects that were not there are the parent's up to the overlap, which
+    // never grows.
+    const std::uint64_t parents_from =
+        difference.existed == difference.exists ? state.overlap : 0;
+    const std::uint64_t parents_to =
+        difference.existed ? (difference.exists ? 0 : state.overlap)
+                           : state.old_overlap;
+    for (const Fragment& f : e.parts)
+      add(std::max(f.image_offset, parents_from),
+          std::min(f.image_offset + f.length, parents_to));
     for (const ObjectRange& range : difference.ranges) {
       const std::uint64_t start = std::max(range.offset, e.offset);
       const std::uint64_t stop =

@@ -8,6 +8,8 @@
 #include <new>
 #include <utility>
 
+#include "cache/cache_file.hpp"
+
 namespace nbdrados {
 
 namespace {
@@ -16,7 +18,7 @@ constexpr std::size_t most_shards = 64;
 constexpr std::uint64_t blocks_a_shard = 16;
 constexpr std::uint8_t most_uses = 3;
 
-/// The finalizer of SplitMix64: all bits of the result depend on all bits.
+/// The finalizer of SplitMix64.
 constexpr std::uint64_t mix(std::uint64_t x) noexcept {
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
   x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
@@ -33,9 +35,12 @@ std::size_t BlockCache::Hash::operator()(const Key& key) const noexcept {
   return mix(key.block + 0x9e3779b97f4a7c15u * key.disk);
 }
 
-BlockCache::BlockCache(std::uint64_t capacity, std::uint32_t block)
-    : shard_count_(std::bit_floor(std::clamp<std::uint64_t>(
-          capacity / (blocks_a_shard * cost(block)), 1, most_shards))) {
+BlockCache::BlockCache(std::uint64_t capacity, std::uint32_t block,
+                       CacheFile* file)
+    : file_(file) {
+  if (file_ != nullptr) capacity -= std::min(capacity, file_->options().queue);
+  shard_count_ = std::bit_floor(std::clamp<std::uint64_t>(
+      capacity / (blocks_a_shard * cost(block)), 1, most_shards));
   shards_ = std::make_unique<Shard[]>(shard_count_);
   shard_capacity_ = capacity / shard_count_;
   // As many hashes as blocks.
@@ -137,6 +142,7 @@ void BlockCache::begin_change(const Key& key, std::uint32_t offset,
     throw;
   }
   busy.fetch.reset();
+  if (file_ != nullptr) file_->drop(key);
   Range& mine = busy.changes.back();
   for (std::size_t i = 0; i + 1 < busy.changes.size(); i++) {
     Range& other = busy.changes[i];
@@ -189,6 +195,7 @@ void BlockCache::forget(const Key& key) noexcept {
   Shard& s = shard(Hash{}(key));
   const std::scoped_lock lock(s.mutex);
   drop(s, key);
+  if (file_ != nullptr) file_->drop(key);
   const auto found = s.busy.find(key);
   if (found == s.busy.end()) return;
   found->second.fetch.reset();
@@ -247,9 +254,17 @@ void BlockCache::make_room(Shard& s, std::uint64_t bytes) noexcept {
     }
     (from_small ? s.small_bytes : s.main_bytes) -= n;
     s.blocks.erase(last->key);
+    if (file_ != nullptr) pass_on(s, *last);
     queue.erase(last);
     s.statistics.evicted++;
   }
+}
+
+/// Gives a block that leaves memory to the file.
+void BlockCache::pass_on(Shard& s, Block& block) noexcept {
+  const auto found = s.busy.find(block.key);
+  if (found != s.busy.end() && !found->second.changes.empty()) return;
+  file_->keep(block.key, std::move(block.data), block.length);
 }
 
 void BlockCache::drop(Shard& s, const Key& key) noexcept {

@@ -25,6 +25,11 @@
 //            acknowledged.  At the end the new content is put in; but if
 //            another change of the same bytes was under way at the same
 //            time, nobody knows which one won below, so the block is dropped.
+//
+// With a CacheFile below it, blocks that have to make room go there, unless
+// they are being changed; each change drops the block there when it begins.
+// So what the file has of a block is what the block was when it left memory,
+// and nothing began to change it since.
 
 #ifndef NBDRADOS_CACHE_BLOCK_CACHE_HPP
 #define NBDRADOS_CACHE_BLOCK_CACHE_HPP
@@ -40,8 +45,11 @@
 
 namespace nbdrados {
 
+class CacheFile;
+
 /// Thread-safe.  One mutex a shard, taken once by each call and never held
-/// while another is taken or while anything waits.
+/// while another one of this class is taken or while anything waits.  Those
+/// of CacheFile are taken under it.
 class BlockCache {
  public:
   /// Which disk (a number that its owner never uses again for other content),
@@ -50,6 +58,10 @@ class BlockCache {
     std::uint64_t disk;
     std::uint64_t block;
     bool operator==(const Key&) const = default;
+  };
+  /// All bits of the result depend on all bits of the key.
+  struct Hash {
+    std::size_t operator()(const Key& key) const noexcept;
   };
 
   /// A fetch under way.
@@ -80,8 +92,11 @@ class BlockCache {
 
   /// At most `capacity` bytes are used, counting `overhead` for each block, at
   /// any time.  `block` is the usual size of blocks: each shard has room for
-  /// at least 16 of them, or there is only one shard.
-  BlockCache(std::uint64_t capacity, std::uint32_t block);
+  /// at least 16 of them, or there is only one shard.  `file` is the second
+  /// level, if there is one.  It must live longer; its queue is part of the
+  /// capacity, its index is not.
+  BlockCache(std::uint64_t capacity, std::uint32_t block,
+             CacheFile* file = nullptr);
   BlockCache(const BlockCache&) = delete;
   BlockCache& operator=(const BlockCache&) = delete;
   ~BlockCache();
@@ -127,13 +142,12 @@ class BlockCache {
   /// and lets no fetch under way enter the cache.
   void forget(const Key& key) noexcept;
 
+  /// Who claims a block looks here before he asks the disk.
+  [[nodiscard]] CacheFile* file() const noexcept { return file_; }
+
   [[nodiscard]] Statistics statistics() const;
 
  private:
-  struct Hash {
-    std::size_t operator()(const Key& key) const noexcept;
-  };
-
   struct Block {
     Key key;
     std::unique_ptr<char[]> data;
@@ -172,8 +186,10 @@ class BlockCache {
   void insert(Shard& s, const Key& key, const char* data,
               std::uint32_t length, std::uint32_t read_to);
   void make_room(Shard& s, std::uint64_t bytes) noexcept;
+  void pass_on(Shard& s, Block& block) noexcept;
   static void drop(Shard& s, const Key& key) noexcept;
 
+  CacheFile* const file_;
   std::uint64_t shard_capacity_;
   std::size_t shard_count_;
   std::unique_ptr<Shard[]> shards_;

@@ -5,8 +5,12 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
+#include <new>
+#include <optional>
 #include <utility>
 #include <vector>
+
+#include "cache/cache_file.hpp"
 
 namespace nbdrados {
 
@@ -125,7 +129,11 @@ int CachedDisk::read(char* to, std::uint32_t count, std::uint64_t offset,
       if (const int r = fetch(run, to, count, offset, below); r != 0) return r;
 
     BlockCache::FetchPtr claim;
-    const Result result = cache_.read(key(version, block), in, n, here, claim);
+    const BlockCache::Key k = key(version, block);
+    Result result = cache_.read(k, in, n, here, claim);
+    if (result == Result::claimed && cache_.file() != nullptr &&
+        move_up(k, claim, in, n, here))
+      result = Result::hit;
     if (result == Result::claimed) {
       run.add(block, std::move(claim));
     } else {
@@ -151,6 +159,32 @@ int CachedDisk::read(char* to, std::uint32_t count, std::uint64_t offset,
   return fetch(run, to, count, offset, below);
 }
 
+/// Publishes a claimed block from the file, if it is there, and copies `n` bytes
+/// from offset `in` of it.
+bool CachedDisk::move_up(const BlockCache::Key& key,
+                         const BlockCache::FetchPtr& claim, std::uint32_t in,
+                         std::uint32_t n, char* here) noexcept {
+  CacheFile& file = *cache_.file();
+  const std::uint32_t length = block_length(key.block);
+  const std::optional<CacheFile::Place> place = file.find(key, length);
+  if (!place) return false;
+  // A whole block needs no copy in between.
+  std::unique_ptr<char[]> own;
+  char* data = here;
+  if (here == nullptr || n != length) {
+    try {
+      own = std::make_unique_for_overwrite<char[]>(length);
+    } catch (const std::bad_alloc&) {
+      return false;
+    }
+    data = own.get();
+  }
+  if (!file.read(*place, data)) return false;
+  cache_.publish(key, claim, data, length, in + n);
+  if (own && here != nullptr) std::memcpy(here, data + in, n);
+  return true;
+}
+
 void CachedDisk::extend(Run& run, Streams& streams) {
   if (shape_.read_ahead == 0) return;
   const std::uint64_t wanted_to = run.end();
@@ -158,11 +192,12 @@ void CachedDisk::extend(Run& run, Streams& streams) {
       (shape_.size + shape_.block - 1) / shape_.block;
   std::uint64_t more = streams.more(run.first(), wanted_to,
                                     shape_.read_ahead / shape_.block);
+  CacheFile* const file = cache_.file();
   for (; more > 0 && run.end() < blocks && !run.full(); more--) {
+    const BlockCache::Key k = run.key(run.end());
+    if (file != nullptr && file->find(k, block_length(k.block), true)) break;
     BlockCache::FetchPtr claim;
-    if (cache_.read(run.key(run.end()), 0, 0, nullptr, claim) !=
-        Result::claimed)
-      break;
+    if (cache_.read(k, 0, 0, nullptr, claim) != Result::claimed) break;
     run.add(run.end(), std::move(claim));
   }
   if (run.end() != wanted_to) streams.ended(wanted_to, run.end());

@@ -8,6 +8,10 @@
 // sequential read: it is made longer, by twice as much each time, up to the
 // read-ahead limit.  It ends at a block that is there already and at the end of
 // the disk.  So reading ahead needs no thread, and random reads do not do it.
+//
+// Who has claimed a block looks into the file first, if the cache has one.  A
+// block that is there is moved up into memory, and is for the rest of the
+// request like one that was in memory: runs end at it.
 
 #ifndef NBDRADOS_CACHE_CACHED_DISK_HPP
 #define NBDRADOS_CACHE_CACHED_DISK_HPP
@@ -115,6 +119,10 @@ class CachedDisk {
     return {std::uint64_t{disk_} << 32 | version, block};
   }
   [[nodiscard]] std::uint32_t block_length(std::uint64_t block) const noexcept;
+  [[nodiscard]] bool move_up(const BlockCache::Key& key,
+                             const BlockCache::FetchPtr& claim,
+                             std::uint32_t in, std::uint32_t n,
+                             char* here) noexcept;
   int fetch(Run& run, char* to, std::uint32_t count, std::uint64_t offset,
             const Below& below);
   void extend(Run& run, Streams& streams);

@@ -302,8 +302,10 @@ class Format2 final : public ImageFormat {
   std::unique_ptr<Pending> update_snapshot_map(SnapId snap,
                                                std::uint64_t object_no,
                                                ObjectState state,
+                                               ObjectState current,
                                                std::string* request) override {
-    *request = encode_object_map_update(object_no, object_no + 1, state);
+    *request =
+        encode_object_map_update(object_no, object_no + 1, state, current);
     // A map that does not exist must not come into being.
     return pool_.store->write(format2_object_map_oid(id_, snap),
                               WriteOp().assert_exists().exec(

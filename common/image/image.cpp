@@ -67,6 +67,7 @@ void ImageFormat::invalidate_map(SnapId) {
 std::unique_ptr<Pending> ImageFormat::update_snapshot_map(SnapId,
                                                           std::uint64_t,
                                                           ObjectState,
+                                                          ObjectState,
                                                           std::string*) {
   throw Error(ENOTSUP, "this format has no object map");
 }

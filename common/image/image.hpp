@@ -197,12 +197,12 @@ class ImageFormat {
   /// Marks the object map of the head, or of a snapshot, as not to be
   /// believed; the lock is held.  Thread-safe.  Throws Error.
   virtual void invalidate_map(SnapId snap);
-  /// Starts to set an object's state in the map of a snapshot.  The result
-  /// is -ENOENT where there is no such map, -ERANGE where the snapshot is
+  /// Starts to set an object's state in the map of a snapshot, if it is
+  /// `current` there.  The result is -ENOENT where there is no such map, -ERANGE where the snapshot is
   /// smaller.  `request` must stay valid until completion.  Thread-safe.
   [[nodiscard]] virtual std::unique_ptr<Pending> update_snapshot_map(
       SnapId snap, std::uint64_t object_no, ObjectState state,
-      std::string* request);
+      ObjectState current, std::string* request);
 
   /// Where the header is, and where the data is.
   [[nodiscard]] virtual ObjectStore& header_store() = 0;
@@ -409,7 +409,17 @@ class Image {
                             AddSteps&& add);
   [[nodiscard]] std::string parent_data(const View& view,
                                         std::uint64_t object_no);
-  void mark_snapshots(const View& view, std::uint64_t object_no);
+  /// Of the object map of a snapshot.
+  struct SnapshotUpdate {
+    SnapId snap;
+    std::string request;  // what `pending` needs
+    std::unique_ptr<Pending> pending;
+  };
+  [[nodiscard]] std::vector<SnapshotUpdate> update_snapshots(
+      const View& view, std::uint64_t object_no, bool made);
+  void finish(std::vector<SnapshotUpdate>& updates);
+  [[nodiscard]] int copied_up(const View& view, std::uint64_t object_no,
+                              int r);
   [[nodiscard]] static bool can_write_to(const View& view) noexcept {
     return (!view.hold_writes && !view.needs_lock) || view.failure != 0;
   }

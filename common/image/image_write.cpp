@@ -19,17 +19,22 @@
 // A copy-up, which a change of an object needs that the image does not have
 // and its parent backs (librbd: src/librbd/io/CopyupRequest.cc).  Its data
 // is the parent's, as far as the overlap goes:
-//   1. the maps of the snapshots say "exists" (only where the image has
+//   1. the maps of the snapshots say "pending" (only where the image has
 //      snapshots, and the parent has data here).  The object is not there
 //      yet, and is still read from the parent.  Snapshots' maps can be valid
 //      where the head's is not, so this does not depend on it.
-//   2. the map of the head says "exists".  The same holds.
+//   2. the map of the head says "pending".  The same holds.
 //   3. the parent's data is in the object, written under an empty snapshot
 //      context, so that it is what all snapshots see.  Nothing reads
 //      otherwise than before.  (The method `copyup` does nothing where the
 //      object exists already, so two writers cannot harm each other.)
-//   4. the change itself, under the image's snapshot context.
-// Without snapshots 3 and 4 are one operation.
+//   4. the change itself, under the image's snapshot context; and the maps of
+//      the snapshots say "exists", or "clean".
+//   5. the map of the head says "exists".
+// Without snapshots 3 and 4 are one operation.  "Exists" comes last, and not
+// first as with librbd, because librbd's flatten goes by it: what it calls
+// existing is not copied from the parent, which is gone afterwards.  (A
+// rollback makes a snapshot's map the head's.)
 //
 // An object that the parent backs is never removed, which would uncover the
 // parent, but made empty.  Where there are snapshots, a write or removal of
@@ -114,6 +119,7 @@ struct Image::Plan {
   bool skip = false;     // nothing
   bool guarded = false;  // a copy-up where the object is missing
   bool copy_up = false;  // a copy-up, for it is known to be missing
+  bool creates = false;  // the parent has it, and perhaps nobody else
 };
 
 /// The object map could not be updated.
@@ -237,8 +243,11 @@ Image::Plan Image::make_plan(const View& view, const Target& target) const {
   const bool gone = absent(view, target.object_no);
   if (!backed(view, target.object_no))
     return {.skip = gone && target.effect != Target::Effect::write};
-  if (target.whole && view.snapc.snaps.empty()) return {};
-  return {.guarded = !gone, .copy_up = gone};
+  const bool creates =
+      view.map && (gone || view.map->state(target.object_no) ==
+                               ObjectState::pending);
+  if (target.whole && view.snapc.snaps.empty()) return {.creates = creates};
+  return {.guarded = !gone, .copy_up = gone, .creates = creates && !gone};
 }
 
 template <class AddSteps>
@@ -310,15 +319,22 @@ void Image::change_many(const View& view, std::size_t count,
   if (view.map) {
     try {
       if (count == 1 && !alone) {
-        if (!single.plan.skip && !single.plan.copy_up)
+        if (single.plan.creates)
+          view.map->begin_creation(number(0), 1);
+        else if (!single.plan.skip && !single.plan.copy_up)
           view.map->mark_exists(number(0), 1);
       } else {
         std::vector<std::uint64_t> written;
+        std::vector<std::uint64_t> created;
         for (std::size_t i = 0; i < count; ++i) {
           if (changes[i].plan.skip || changes[i].plan.copy_up) continue;
-          (removing(i) ? removed : written).push_back(number(i));
+          (removing(i)              ? removed
+           : changes[i].plan.creates ? created
+                                     : written)
+              .push_back(number(i));
         }
         if (!written.empty()) view.map->mark_exists(written);
+        if (!created.empty()) view.map->begin_creation(created);
         for_runs(removed, [&](std::uint64_t first, std::size_t n) {
           view.map->begin_removal(first, n);
         });
@@ -350,6 +366,18 @@ void Image::change_many(const View& view, std::size_t count,
   // What took too long may still happen, whatever becomes of the others.
   for (std::size_t i = 0; i < count; ++i)
     if (changes[i].result == -ETIMEDOUT) distrust();
+  std::vector<std::uint64_t> created;
+  for (std::size_t i = 0; i < count; ++i)
+    if (changes[i].plan.creates && changes[i].pending &&
+        changes[i].result >= 0)
+      created.push_back(number(i));
+  if (!created.empty()) {
+    try {
+      view.map->mark_exists(created);
+    } catch (const Error& e) {
+      throw MapFailure{view.map, e};
+    }
+  }
   const auto copy = [&](std::size_t k) {
     const std::size_t i = copies[k];
     changes[i].result =
@@ -402,28 +430,31 @@ std::string Image::parent_data(const View& view, std::uint64_t object_no) {
   return data;
 }
 
-void Image::mark_snapshots(const View& view, std::uint64_t object_no) {
-  struct Update {
-    SnapId snap;
-    std::string request;
-    std::unique_ptr<Pending> pending;
-  };
-  std::vector<Update> updates;
+/// Begins to update the maps of the snapshots: before the object is made for
+/// them, and after.
+std::vector<Image::SnapshotUpdate> Image::update_snapshots(
+    const View& view, std::uint64_t object_no, bool made) {
+  std::vector<SnapshotUpdate> updates;
   updates.reserve(view.snapc.snaps.size());
   // The oldest snapshot has the data; for the others it is unchanged.
   bool oldest = true;
   for (auto snap = view.snapc.snaps.rbegin(); snap != view.snapc.snaps.rend();
        ++snap) {
-    Update& u = updates.emplace_back();
+    SnapshotUpdate& u = updates.emplace_back();
     u.snap = *snap;
     u.pending = format_->update_snapshot_map(
         u.snap, object_no,
-        oldest || !view.fast_diff ? ObjectState::exists
-                                  : ObjectState::exists_clean,
-        &u.request);
+        !made                       ? ObjectState::pending
+        : oldest || !view.fast_diff ? ObjectState::exists
+                                    : ObjectState::exists_clean,
+        made ? ObjectState::pending : ObjectState::nonexistent, &u.request);
     oldest = false;
   }
-  for (Update& u : updates) {
+  return updates;
+}
+
+void Image::finish(std::vector<SnapshotUpdate>& updates) {
+  for (SnapshotUpdate& u : updates) {
     const int r = u.pending->wait();
     // A snapshot that is being deleted, or of a smaller image.
     if (r >= 0 || r == -ENOENT || r == -ERANGE) continue;
@@ -431,6 +462,16 @@ void Image::mark_snapshots(const View& view, std::uint64_t object_no) {
         std::to_string(u.snap) + " is given up: " + error_text(-r));
     format_->invalidate_map(u.snap);
   }
+}
+
+/// The object is there, if the change of it had the result `r`.  Returns that.
+int Image::copied_up(const View& view, std::uint64_t object_no, int r) {
+  try {
+    if (view.map && r >= 0) view.map->mark_exists(object_no, 1);
+  } catch (const Error& e) {
+    throw MapFailure{view.map, e};
+  }
+  return r;
 }
 
 /// Returns the result of the change.
@@ -444,8 +485,8 @@ int Image::copy_up(const View& view, const Target& target, AddSteps&& add) {
       op.assert_exists();
       add_steps(view, target, op, add);
       const int r = data_.write(name, op, view.snapc)->wait();
-      if (r != -ENOENT) return r;
-      continue;
+      if (r == -ENOENT) continue;
+      return copied_up(view, target.object_no, r);
     }
 
     std::string data;
@@ -460,14 +501,14 @@ int Image::copy_up(const View& view, const Target& target, AddSteps&& add) {
     if (!has_data && target.effect == Target::Effect::zero) return 0;
 
     const bool for_snapshots = has_data && !view.snapc.snaps.empty();
+    std::vector<SnapshotUpdate> updates;
     if (for_snapshots && view.snaps_mapped)
-      mark_snapshots(view, target.object_no);
-    if (view.map) {
-      try {
-        view.map->mark_exists(target.object_no, 1);
-      } catch (const Error& e) {
-        throw MapFailure{view.map, e};
-      }
+      updates = update_snapshots(view, target.object_no, false);
+    finish(updates);
+    try {
+      if (view.map) view.map->begin_creation(target.object_no, 1);
+    } catch (const Error& e) {
+      throw MapFailure{view.map, e};
     }
 
     std::string sparse = sparse_copy(data);
@@ -494,12 +535,16 @@ int Image::copy_up(const View& view, const Target& target, AddSteps&& add) {
     };
     if (for_snapshots)
       if (const int r = write(add_copy, SnapContext{}); r < 0) return r;
-    return write(
+    if (!updates.empty())
+      updates = update_snapshots(view, target.object_no, true);
+    const int r = write(
         [&](WriteOp& op) {
           if (has_data && !for_snapshots && !target.whole) add_copy(op);
           add_steps(view, target, op, add);
         },
         view.snapc);
+    finish(updates);
+    return copied_up(view, target.object_no, r);
   }
 }
 

@@ -159,6 +159,8 @@ bool ObjectMap::concerns(Kind kind, std::uint64_t object_no) const noexcept {
       return now == ObjectState::exists || now == ObjectState::exists_clean;
     case Kind::end_removal:
       return now == ObjectState::pending;
+    case Kind::begin_creation:
+      return now == ObjectState::nonexistent;
     case Kind::mark_exists:
       return now != ObjectState::exists;
   }
@@ -167,7 +169,8 @@ bool ObjectMap::concerns(Kind kind, std::uint64_t object_no) const noexcept {
 
 ObjectState ObjectMap::target(Kind kind) noexcept {
   switch (kind) {
-    case Kind::begin_removal: return ObjectState::pending;
+    case Kind::begin_removal:
+    case Kind::begin_creation: return ObjectState::pending;
     case Kind::end_removal: return ObjectState::nonexistent;
     case Kind::mark_exists: break;
   }
@@ -206,12 +209,15 @@ void ObjectMap::mark_exists(std::uint64_t first, std::uint64_t count) {
 }
 
 void ObjectMap::mark_exists(std::span<const std::uint64_t> objects) {
-  std::vector<Range> ranges;
-  for (const std::uint64_t n : objects) {
-    check_range(n, 1);
-    add_needed(Kind::mark_exists, {n, n + 1}, ranges);
-  }
-  if (!ranges.empty()) submit(Kind::mark_exists, std::move(ranges));
+  change(Kind::mark_exists, objects);
+}
+
+void ObjectMap::begin_creation(std::uint64_t first, std::uint64_t count) {
+  change(Kind::begin_creation, first, count);
+}
+
+void ObjectMap::begin_creation(std::span<const std::uint64_t> objects) {
+  change(Kind::begin_creation, objects);
 }
 
 void ObjectMap::begin_removal(std::uint64_t first, std::uint64_t count) {
@@ -232,6 +238,15 @@ void ObjectMap::change(Kind kind, std::uint64_t first, std::uint64_t count) {
   check_range(first, count);
   std::vector<Range> ranges;
   add_needed(kind, {first, first + count}, ranges);
+  if (!ranges.empty()) submit(kind, std::move(ranges));
+}
+
+void ObjectMap::change(Kind kind, std::span<const std::uint64_t> objects) {
+  std::vector<Range> ranges;
+  for (const std::uint64_t n : objects) {
+    check_range(n, 1);
+    add_needed(kind, {n, n + 1}, ranges);
+  }
   if (!ranges.empty()) submit(kind, std::move(ranges));
 }
 
@@ -266,11 +281,13 @@ void ObjectMap::lead(std::unique_lock<std::mutex>& lock) {
       // First of all: what joins the others looks at memory.
       apply(Kind::begin_removal, removals);
       const std::vector<Range> ends = joined(batch, Kind::end_removal);
+      const std::vector<Range> creations =
+          joined(batch, Kind::begin_creation);
       const std::vector<Range> marks = joined(batch, Kind::mark_exists);
       lock.unlock();
       int r = 0;
       try {
-        r = send(removals, ends, marks);
+        r = send(removals, ends, creations, marks);
       } catch (...) {
         lock.lock();
         throw;
@@ -278,6 +295,7 @@ void ObjectMap::lead(std::unique_lock<std::mutex>& lock) {
       lock.lock();
       check(r, "cannot update object map " + oid_);
       apply(Kind::end_removal, ends);
+      apply(Kind::begin_creation, creations);
       apply(Kind::mark_exists, marks);
     } catch (const Error& e) {
       error = e;
@@ -310,6 +328,8 @@ std::vector<ObjectMap::Range> ObjectMap::joined(
     return a.first < b.first;
   });
   const auto idle = [&](std::uint64_t first, std::uint64_t end) {
+    // An end_removal of the same batch may change what is in between.
+    if (kind == Kind::begin_creation) return false;
     if ((first - 1) / object_map_block != end / object_map_block) return false;
     for (; first < end; ++first)
       if (concerns(kind, first)) return false;
@@ -336,6 +356,7 @@ void ObjectMap::add_operations(
   std::optional<ObjectState> current;
   if (kind == Kind::begin_removal) current = ObjectState::exists;
   if (kind == Kind::end_removal) current = ObjectState::pending;
+  if (kind == Kind::begin_creation) current = ObjectState::nonexistent;
   // The first update of a kind begins an operation, so that the kinds are
   // carried out one after the other.
   std::uint64_t next_block = ~std::uint64_t{0};
@@ -363,10 +384,12 @@ void ObjectMap::add_operations(
 /// Returns the first error, when all operations have ended.
 int ObjectMap::send(std::span<const Range> removals,
                     std::span<const Range> ends,
+                    std::span<const Range> creations,
                     std::span<const Range> marks) {
   std::vector<std::unique_ptr<Operation>> operations;
   add_operations(Kind::begin_removal, removals, operations);
   add_operations(Kind::end_removal, ends, operations);
+  add_operations(Kind::begin_creation, creations, operations);
   add_operations(Kind::mark_exists, marks, operations);
   for (const auto& o : operations) o->pending = store_.write(oid_, o->op, {});
   int result = 0;

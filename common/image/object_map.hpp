@@ -7,8 +7,8 @@
 //
 //   1. Memory says `exists` only where the map in the pool says so.
 //   2. Memory and pool never say `nonexistent` of an object that exists, if
-//      whoever writes to an object calls mark_exists before, whoever removes
-//      one calls begin_removal before and end_removal after, and the two are
+//      whoever writes to an object calls mark_exists (or begin_creation)
+//      before, whoever removes one calls begin_removal before and end_removal after, and the two are
 //      kept apart for each object: from before mark_exists until the write is
 //      over there is no removal, and removals are one at a time
 //      (ObjectGuards).
@@ -17,7 +17,7 @@
 // leader, takes everything that is queued as one batch; while that is under
 // way, the next batch collects (group commit).  The requests of a batch are
 // concurrent calls, so it may order them: begin_removal, then end_removal,
-// then mark_exists.  Operations on one object happen in the order of their
+// then begin_creation, then mark_exists.  Operations on one object happen in the order of their
 // submission, so the map in the pool goes through exactly these changes, and
 // a batch begins when the one before it has been acknowledged.
 //
@@ -34,13 +34,18 @@
 // `exists` in memory and sends nothing is right, and one that does not find
 // it is queued, and then comes after every change that was sent before it.
 // Rule 2: only end_removal makes `nonexistent`, and only of what is
-// `pending`.  A mark_exists before it in the order leaves nothing `pending`
+// `pending`; of what begin_creation has made so, it is kept away like from a
+// write.  A mark_exists before it in the order leaves nothing `pending`
 // for it, one after it raises the object again; both in the pool and, as the
 // same rule is applied in the same order, in memory.  A write that needed no
 // mark and is still under way is what the callers' guards are for.
 // A process killed in any window leaves in the pool, of a removal, `pending`
 // or what was there before; of a first write, at worst `exists` without an
-// object.  `rbd object-map check` is content with these.
+// object, with which `rbd object-map check` is content.
+//
+// But `exists` must not be said of an object that only a parent has: librbd's
+// flatten then takes it as copied, and its data is lost (seen with 16.2.15).
+// Such an object is `pending` from begin_creation until it is there.
 //
 // Failure.  A batch that fails leaves it open what the pool has.  All its
 // callers get the error, and so does every later call that would change
@@ -112,6 +117,12 @@ class ObjectMap {
   /// `objects` ascend.
   void mark_exists(std::span<const std::uint64_t> objects);
 
+  /// Before objects are made that a parent may still have: those that are
+  /// `nonexistent` become `pending`.  When they are there, mark_exists.
+  /// Throws as mark_exists.
+  void begin_creation(std::uint64_t first, std::uint64_t count);
+  void begin_creation(std::span<const std::uint64_t> objects);
+
   /// Before objects are removed: those that exist or exist_clean become
   /// `pending`; no operation where there is none.  Throws as mark_exists.
   void begin_removal(std::uint64_t first, std::uint64_t count);
@@ -120,7 +131,12 @@ class ObjectMap {
   void end_removal(std::uint64_t first, std::uint64_t count);
 
  private:
-  enum class Kind : std::uint8_t { begin_removal, end_removal, mark_exists };
+  enum class Kind : std::uint8_t {
+    begin_removal,
+    end_removal,
+    begin_creation,
+    mark_exists,
+  };
   struct Range {
     std::uint64_t first;
     std::uint64_t end;
@@ -140,6 +156,7 @@ class ObjectMap {
   void apply(Kind kind, std::span<const Range> ranges) noexcept;
   void check_range(std::uint64_t first, std::uint64_t count) const;
   void change(Kind kind, std::uint64_t first, std::uint64_t count);
+  void change(Kind kind, std::span<const std::uint64_t> objects);
   void submit(Kind kind, std::vector<Range> ranges);
   void lead(std::unique_lock<std::mutex>& lock);
   [[nodiscard]] std::vector<Range> joined(std::span<Request* const> batch,
@@ -148,6 +165,7 @@ class ObjectMap {
                       std::vector<std::unique_ptr<Operation>>& out) const;
   [[nodiscard]] int send(std::span<const Range> removals,
                          std::span<const Range> ends,
+                         std::span<const Range> creations,
                          std::span<const Range> marks);
 
   ObjectStore& store_;

@@ -293,6 +293,8 @@ class ObjectMapTest : public CppUnit::TestFixture {
   CPPUNIT_TEST(large);
   CPPUNIT_TEST(marks);
   CPPUNIT_TEST(removals);
+  CPPUNIT_TEST(creations);
+  CPPUNIT_TEST(creations_around_a_removal);
   CPPUNIT_TEST(behind_the_end);
   CPPUNIT_TEST(one_range_of_many_states);
   CPPUNIT_TEST(blocks);
@@ -450,6 +452,49 @@ class ObjectMapTest : public CppUnit::TestFixture {
     CPPUNIT_ASSERT_EQUAL(std::size_t{5}, pool.store.log().size());
   }
 
+  void creations() {
+    Pool pool(0);
+    pool.base.put_map(parse("0EPC0EC"));
+    const auto map = pool.open();
+    map->begin_creation(1, 3);
+    CPPUNIT_ASSERT_EQUAL(std::size_t{0}, pool.store.log().size());
+    map->begin_creation(0, 7);
+    CPPUNIT_ASSERT_EQUAL(std::string("PEPCPEC"), both(pool, *map));
+    CPPUNIT_ASSERT(map->may_exist(4));
+    map->mark_exists(4, 1);
+    CPPUNIT_ASSERT_EQUAL(std::string("PEPCEEC"), both(pool, *map));
+    map->begin_removal(4, 1);
+    map->end_removal(4, 1);
+    const std::array<std::uint64_t, 3> some{0, 4, 5};
+    map->begin_creation(some);
+    CPPUNIT_ASSERT_EQUAL(std::string("PEPCPEC"), both(pool, *map));
+  }
+
+  // A removal that ends between two objects that begin to be made.
+  void creations_around_a_removal() {
+    Pool pool(0);
+    pool.base.put_map(parse("00P00"));
+    const auto map = pool.open();
+    pool.hold_writes();
+    pool.start([&] { map->mark_exists(4, 1); });
+    CPPUNIT_ASSERT(pool.store.wait_until_held(1));
+    std::latch waiting(2);
+    pool.start([&] {
+      waiting.count_down();
+      const std::array<std::uint64_t, 2> some{1, 3};
+      map->begin_creation(some);
+    });
+    pool.start([&] {
+      waiting.count_down();
+      map->end_removal(2, 1);
+    });
+    waiting.wait();
+    std::this_thread::sleep_for(50ms);
+    pool.release();
+    pool.join();
+    CPPUNIT_ASSERT_EQUAL(std::string("0P0PE"), both(pool, *map));
+  }
+
   void behind_the_end() {
     Pool pool(10);
     const auto map = pool.open();
@@ -460,6 +505,7 @@ class ObjectMapTest : public CppUnit::TestFixture {
       refused([&] { map->mark_exists(first, count); }, ERANGE);
       refused([&] { map->begin_removal(first, count); }, ERANGE);
       refused([&] { map->end_removal(first, count); }, ERANGE);
+      refused([&] { map->begin_creation(first, count); }, ERANGE);
     }
     const std::array<std::uint64_t, 2> some{0, 10};
     refused([&] { map->mark_exists(some); }, ERANGE);
@@ -782,6 +828,10 @@ class ObjectMapTest : public CppUnit::TestFixture {
           const std::uint64_t object = places[at];
           const std::scoped_lock guard(guards[at]);
           if (random() % 3 != 0) {
+            if (random() % 2 != 0) {
+              map->begin_creation(object, 1);
+              if (!map->may_exist(object)) ++wrong;
+            }
             map->mark_exists(object, 1);
             exists[at] = true;
             if (map->state(object) != State::exists) ++wrong;

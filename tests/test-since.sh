@@ -164,6 +164,15 @@ assert_same_bytes "$tmp/full" "$tmp/fast.s3" "nbdcopy of a difference"
 qemu-img convert -f raw -O raw "$(uri fast@s3@since=s1)" "$tmp/full.qemu"
 assert_same_bytes "$tmp/full.qemu" "$tmp/fast.s3" "qemu-img of a difference"
 
+# qemu-img makes the difference an image on top of the old copy.
+rm "$tmp"/full*
+for new in s2 s3; do # the one is smaller than OLD, the other larger
+  qemu-img convert -f raw -B "$tmp/fast.s1" -F raw -O qcow2 \
+    "$(uri fast@$new@since=s1)" "$tmp/incremental.qcow2"
+  qemu-img convert -O raw "$tmp/incremental.qcow2" "$tmp/together"
+  assert_same_bytes "$tmp/together" "$tmp/fast.$new" "fast@$new by qemu-img"
+done
+
 # Exactness.  4 KiB in an object of 4 MiB; an area that becomes zero.
 for features in layering layering,exclusive-lock,object-map,fast-diff; do
   rbd create --size 1G --image-feature "$features" p/small
@@ -184,6 +193,11 @@ h.zero(65536, 5 << 20)
 h.shutdown()
 EOF
   rbd_snap p/small@new
+  rbd_export p/small@old "$tmp/small"
+  qemu-img convert -f raw -B "$tmp/small" -F raw -O qcow2 \
+    "$(uri small@new@since=old)" "$tmp/incremental.qcow2"
+  [ "$(stat -c %s "$tmp/incremental.qcow2")" -lt 1000000 ] ||
+    die "qemu-img copied more than the difference, $features"
   for new in small small@new; do
     map=$(nbdinfo --map "$(uri $new@since=old)" | awk '{print $1, $2, $3}')
     assert_eq "0 1048576 1

@@ -26,6 +26,8 @@ WRITE_BACK = "write-back"
 VARIANTS = {
     "none": Variant("no filter"),
     "stock": Variant("nbdkit's cache filter", "cache"),
+    "stock-on-read": Variant("nbdkit's cache filter, cache-on-read=true",
+                             "cache", ("cache-on-read=true",)),
     "cached": Variant("radoscache", "radoscache"),
     "no-read-ahead": Variant("radoscache, cache-readahead=0", "radoscache",
                              ("cache-readahead=0",)),
@@ -43,60 +45,77 @@ class FilterWorkload:
     base: str         # the variant that others are compared with
     targets: tuple    # (variant, smallest ratio of its IOPS to the base's)
     load: tuple       # arguments of nbd-load
-    fresh: bool = False    # each load has a part of the image of its own
-    warm_up: bool = True
-    parameters: tuple = ()  # of radoscache
+    part: int = 1     # of an image's size: what is read and written
+    fresh: bool = False  # each load has such a part of its own, not warmed up
+
+    @property
+    def sequential(self):
+        return "--pattern=sequential" in self.load
 
 
 HITS = ("--op=read", "--pattern=random", "--prepare=write", "--depth=32")
-CHANGES = ("--pattern=random", "--prepare=write", "--flush", "--depth=32",
-           "--connections=4")
+CHANGES = ("--pattern=random", "--flush", "--depth=32", "--connections=4")
+WRITTEN = ("--prepare=write", *CHANGES)
+WAS_READ = ("--prepare=read", *CHANGES)
+MIX = ("--op=mix", "--reads=70")
 REREAD = ("--op=read", "--pattern=random", "--prepare=read")
-CACHES = ("stock", "cached", WRITE_BACK)
+CACHES = ("none", "stock", "cached", WRITE_BACK)
 
 FILTER_WORKLOADS = [
     FilterWorkload(
         "filter-hits-4k-d32", "4 KiB hits over memory, depth 32", "memory",
-        ("none", "cached"), "none", (("cached", 0.9),), HITS),
+        ("none", "cached"), "none", (("cached", 0.9),), HITS, part=16),
     FilterWorkload(
         "filter-hits-4k-d32-c4",
         "4 KiB hits over memory, depth 32, 4 connections", "memory",
         ("none", "cached"), "none", (("cached", 0.9),),
-        (*HITS, "--connections=4")),
+        (*HITS, "--connections=4"), part=16),
     FilterWorkload(
         "filter-write-4k-d32-c4",
         "4 KiB random write over file, depth 32, 4 connections", "file",
         CACHES, "stock", (("cached", 2), (WRITE_BACK, 2)),
-        ("--op=write", *CHANGES)),
+        ("--op=write", *WRITTEN), part=16),
     FilterWorkload(
         "filter-mix-4k-d32-c4",
         "4 KiB, 70 % reads and 30 % writes over file, depth 32, "
         "4 connections", "file",
         CACHES, "stock", (("cached", 2), (WRITE_BACK, 2)),
-        ("--op=mix", "--reads=70", *CHANGES)),
+        (*MIX, *WRITTEN), part=16),
+    FilterWorkload(
+        "filter-rados-write-4k-d32-c4",
+        "4 KiB random write over rados to what was read, depth 32, "
+        "4 connections", "rados",
+        ("stock", WRITE_BACK), "stock", ((WRITE_BACK, 2),),
+        ("--op=write", *WAS_READ), part=4),
+    FilterWorkload(
+        "filter-rados-mix-4k-d32-c4",
+        "4 KiB, 70 % reads and 30 % writes over rados of what was read, "
+        "depth 32, 4 connections", "rados",
+        ("stock", "stock-on-read", WRITE_BACK), "stock", ((WRITE_BACK, 2),),
+        (*MIX, *WAS_READ), part=4),
     FilterWorkload(
         "filter-reread-4k-d1",
         "4 KiB random read again over rados, depth 1", "rados",
         ("none", "cached"), "none", (("cached", 5),),
-        (*REREAD, "--depth=1")),
+        (*REREAD, "--depth=1"), part=32),
     FilterWorkload(
         "filter-reread-4k-d32",
         "4 KiB random read again over rados, depth 32", "rados",
         ("none", "cached"), "none", (("cached", 5),),
-        (*REREAD, "--depth=32")),
+        (*REREAD, "--depth=32"), part=32),
     FilterWorkload(
         "filter-sequential-read-4k-d1",
         "4 KiB sequential first read over rados, depth 1", "rados",
         ("none", "cached", "no-read-ahead"), "none", (("cached", 4),),
-        ("--op=read", "--pattern=sequential", "--depth=1"),
-        fresh=True, warm_up=False),
+        ("--op=read", "--pattern=sequential", "--depth=1"), part=16,
+        fresh=True),
     FilterWorkload(
         "filter-sequential-write-4k-d1",
         "4 KiB sequential write over rados, depth 1, with the flush at the "
         "end", "rados",
         ("none", "cached", WRITE_BACK), "none", ((WRITE_BACK, 5),),
         ("--op=write", "--pattern=sequential", "--depth=1", "--flush",
-         "--final-flush"), parameters=("cache-dirty=8M",)),
+         "--final-flush")),
 ]
 
 
@@ -108,10 +127,6 @@ class FilterBench:
         self.image = None
         self.loads = {}  # (workload, variant) -> [result of a round]
         self.parts = 0   # of the image that were read
-        size = bench.options.image_size
-        self.set_rados = min(32 * MIB, size // 8)   # working sets
-        self.set_local = 2 * self.set_rados
-        self.part = size // 16
         self.help = self.filter_help()
         self.workloads = [w for w in FILTER_WORKLOADS
                           if self.help and bench.selected(w.name)]
@@ -142,25 +157,29 @@ class FilterBench:
 
     def server(self, workload, variant):
         kind = VARIANTS[variant]
+        size = self.bench.options.image_size
         arguments = [f"--filter={kind.filter}"] if kind.filter else []
         # The stock filter keeps its file there, beside the one it caches.
         environment = {"TMPDIR": self.bench.folder}
         if workload.below == "rados":
             arguments += self.bench.rados_arguments(self.image)
         elif workload.below == "memory":
-            arguments += ["memory", f"{self.set_local}"]
+            arguments += ["memory", f"{size // workload.part}"]
         else:
             path = os.path.join(self.bench.folder, "disk")
             with open(path, "wb") as file:  # a new one each time, all a hole
-                file.truncate(16 * self.set_local)
+                file.truncate(size)
             arguments += ["file", path]
+        arguments += kind.parameters
         if kind.filter == "radoscache":
+            room = 4 * (size // workload.part)
             if workload.below != "rados":
-                arguments += ["cache-assume=exclusive",
-                              f"cache-size={4 * self.set_local}"]
-            arguments += kind.parameters
+                arguments.append("cache-assume=exclusive")
+            if not workload.sequential:
+                arguments.append(f"cache-size={room}")
             if variant == WRITE_BACK:
-                arguments += workload.parameters
+                dirty = 8 * MIB if workload.sequential else room
+                arguments.append(f"cache-dirty={dirty}")
         return RunningServer(self.bench.folder,
                              self.bench.nbdkit(*arguments), environment)
 
@@ -170,18 +189,14 @@ class FilterBench:
                      f"--block-size={4 * KIB}",
                      f"--seed={self.bench.round + 1}", "--gate",
                      f"--seconds={options.seconds}"]
-        if workload.warm_up:
-            arguments.append(f"--warmup={options.warmup}")
+        size = options.image_size // workload.part
+        arguments.append(f"--size={size}")
         if workload.fresh:
-            place = self.parts * self.part % self.image.size
-            arguments += [f"--offset={place}", f"--size={self.part}",
-                          f"--count={self.part // (4 * KIB)}"]
+            place = self.parts % workload.part * size
             self.parts += 1
-        elif workload.below == "file":
-            arguments.append(f"--size={self.set_local}")
-        elif workload.below == "rados" and "--op=read" in workload.load:
-            arguments.append(f"--size={self.set_rados}")
-        return arguments
+            return arguments + [f"--offset={place}",
+                                f"--count={size // (4 * KIB)}"]
+        return arguments + [f"--warmup={options.warmup}"]
 
     def run_round(self, round_number):
         for workload in self.workloads:

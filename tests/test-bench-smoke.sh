@@ -99,11 +99,15 @@ for what, servers in (
             problems.append(f"no row for {what}, {server}")
 
 write_back = "cache-dirty=" in sys.argv[3]
-caches = ["nbdkit's cache filter", "radoscache", "radoscache, write-back"]
+caches = ["no filter", "nbdkit's cache filter", "radoscache",
+          "radoscache, write-back"]
 for name, servers in (
         ("hits-4k-d32", ["no filter", "radoscache"]),
         ("hits-4k-d32-c4", ["no filter", "radoscache"]),
         ("write-4k-d32-c4", caches), ("mix-4k-d32-c4", caches),
+        ("rados-write-4k-d32-c4", [caches[1], caches[3]]),
+        ("rados-mix-4k-d32-c4",
+         [caches[1], caches[1] + ", cache-on-read=true", caches[3]]),
         ("reread-4k-d1", ["no filter", "radoscache"]),
         ("reread-4k-d32", ["no filter", "radoscache"]),
         ("sequential-read-4k-d1",
@@ -134,7 +138,7 @@ if len(targets) < 35 or unmeasured:
     problems.append(f"targets: {len(targets)}, not measured: {unmeasured}")
 wanted = sorted(float(number) for text, number, _ in targets
                 if "radoscache" in text)
-if wanted != [0.9, 0.9, 2, 2, 2, 2, 4, 5, 5, 5]:
+if wanted != [0.9, 0.9, 2, 2, 2, 2, 2, 2, 4, 5, 5, 5]:
     problems.append(f"targets of the filter: {wanted}")
 
 for load in results["loads"] + results["filters"]:

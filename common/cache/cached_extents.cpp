@@ -3,7 +3,6 @@
 #include "cache/cached_extents.hpp"
 
 #include <algorithm>
-#include <bit>
 #include <iterator>
 #include <utility>
 
@@ -125,16 +124,11 @@ CachedExtents::Question::~Question() {
   known_.ended_.notify_all();
 }
 
-/// Remembers a change that has ended.  When there are many, they are rounded
-/// until half of the space is enough: the more has been changed, the less is
-/// learnt.
+/// Remembers a change that has ended.  When there are many, those that touch
+/// become one, and then all are rounded until half of the space is enough: the
+/// more has been changed, the less is learnt.
 void CachedExtents::Question::collect(std::uint64_t from,
                                       std::uint64_t to) noexcept {
-  if (!changed_.empty() && changed_.back().from <= from &&
-      from <= changed_.back().to) {
-    changed_.back().to = std::max(changed_.back().to, to);
-    return;
-  }
   if (changed_.size() >= most_collected) {
     unite(changed_);
     while (changed_.size() > most_collected / 2) {
@@ -180,9 +174,8 @@ void CachedExtents::Question::learn(std::span<const Extent> answer) noexcept {
     }
     // So that the next answer has about half as many, if this one had too many.
     if (answer.size() > many)
-      known_.window_ = std::clamp(
-          std::bit_floor((last - first) / (2 * answer.size() / many)),
-          least_asked, most_asked);
+      known_.window_ = std::clamp((last - first) / (2 * answer.size() / many),
+                                  least_asked, most_asked);
     else if (answer.size() < many / 4)
       known_.window_ = std::min(2 * known_.window_, most_asked);
   } catch (...) {

@@ -71,10 +71,11 @@ int give(const std::vector<Extent>& answer, std::uint32_t count,
 
 }  // namespace
 
-int extents(nbdkit_next* next, std::uint32_t count, std::uint64_t offset,
-            std::uint32_t flags, struct nbdkit_extents* list,
-            CachedExtents& known, CachedExtents::Version version,
-            const NotBelow& not_below) {
+int cached_block_status(nbdkit_next* next, std::uint32_t count,
+                        std::uint64_t offset, std::uint32_t flags,
+                        struct nbdkit_extents* list, CachedExtents& known,
+                        CachedExtents::Version version,
+                        const NotBelow& not_below) {
   if (version == 0 && !not_below) {
     int err = 0;
     if (next->extents(next, count, offset, flags, list, &err) == 0) return 0;

@@ -34,11 +34,10 @@ using NotBelow = std::function<std::vector<CachedExtents::Range>(
 ///
 /// Returns 0 or an errno; a message has been given to nbdkit then.  May throw
 /// std::bad_alloc.
-[[nodiscard]] int extents(nbdkit_next* next, std::uint32_t count,
-                          std::uint64_t offset, std::uint32_t flags,
-                          struct nbdkit_extents* list, CachedExtents& known,
-                          CachedExtents::Version version,
-                          const NotBelow& not_below = {});
+[[nodiscard]] int cached_block_status(
+    nbdkit_next* next, std::uint32_t count, std::uint64_t offset,
+    std::uint32_t flags, struct nbdkit_extents* list, CachedExtents& known,
+    CachedExtents::Version version, const NotBelow& not_below = {});
 
 }  // namespace nbdrados
 

@@ -116,6 +116,7 @@ class TestCachedExtents : public CppUnit::TestFixture {
     CPPUNIT_ASSERT((known.lookup(9500, 1, 1) == Extents{{9500, 500, 1}}));
     CPPUNIT_ASSERT(known.lookup(size, 1, 1).empty());
     teach(known, {{size, 5, 0}});
+    teach(known, {{size + 5, 5, 0}});
     CPPUNIT_ASSERT_EQUAL(std::size_t{1}, known.count());
     const Changing changing(known, 9999, 1);
     CPPUNIT_ASSERT(known.lookup(9999, 1, 1).empty());
@@ -230,6 +231,7 @@ class TestCachedExtents : public CppUnit::TestFixture {
     teach(known, all, 0);
     CPPUNIT_ASSERT(known.lookup(0, 1, 0).empty());
     CPPUNIT_ASSERT(known.lookup(0, 1, 1).empty());
+    CPPUNIT_ASSERT_EQUAL(std::size_t{0}, known.count());
     teach(known, all, 5);
     CPPUNIT_ASSERT(known.lookup(0, 1, 4).empty());
     CPPUNIT_ASSERT(known.lookup(0, 1, 6).empty());

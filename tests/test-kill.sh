@@ -14,7 +14,7 @@ note=$tests_srcdir/write-and-note.py
 start_ceph --osds 2
 # How long a dead client counts as alive; 30 s by default.
 for osd in 0 1; do
-  ceph tell osd.$osd config set osd_client_watch_timeout 15 >/dev/null
+  ceph tell osd.$osd config set osd_client_watch_timeout 10 >/dev/null
 done
 
 size=12000000
@@ -99,27 +99,48 @@ for snap in one two; do
 done
 
 say "OSDs die in the middle of copy-ups"
-rbd clone --rbd-default-clone-format 2 --object-size 64K \
-  --stripe-unit 64K --stripe-count 1 rbd/parent@s rbd/osds
+# Small objects, so that there are many to copy, and for each OSD a half of the
+# image that nobody has written to.
+rbd clone --rbd-default-clone-format 2 --object-size 8K \
+  --stripe-unit 8K --stripe-count 1 rbd/parent@s rbd/osds
 rbd_snap rbd/osds@before
 start_rados pool=rbd image=osds
 cp "$tmp/parent" "$tmp/model"
-"$random_ops" --ops 100000000 --stop-file "$tmp/stop" --threads 2 \
-  --connections 2 --batch 4 --boundaries 4096,64K --max-length 16K \
-  --model "$tmp/model" "$(uri)" >"$tmp/io.out" 2>&1 &
-io=$!
 prefix=$(rbd info --format json rbd/osds | jq -r .block_name_prefix)
+half=$((size / 2))
+osd_is_up() {
+  [ "$(ceph osd dump --format json | jq ".osds[$1].up")" = "$2" ]
+}
+most=$((half / 8192)) # objects that are wholly in a half
 for n in 0 1; do
+  before=$(objects "$prefix")
+  some_more() { [ "$(objects "$prefix")" -ge $((before + 20)) ]; }
+  rm -f "$tmp/stop"
+  "$random_ops" --ops 100000000 --stop-file "$tmp/stop" --threads 2 \
+    --connections 2 --batch 4 --boundaries 4096,8K --max-length 16K \
+    --region $((n * half))+$half --model "$tmp/model" "$(uri)" \
+    >"$tmp/io.out" 2>&1 &
+  io=$!
+  wait_until 60 some_more
+  copied=$(($(objects "$prefix") - before))
+  [ "$copied" -lt $((most * 3 / 4)) ] ||
+    die "osd.$n would die too late: $copied of $most objects are there"
+  say "osd.$n dies when $copied of $most objects are there"
   "$mini_ceph" kill-osd "$ceph_dir" $n >"$tmp/mini-ceph.out" 2>&1 ||
     die "kill-osd: $(cat "$tmp/mini-ceph.out")"
+  wait_until 60 osd_is_up $n 0
   # On a loaded machine threads of the killed one can still hold the store.
-  wait_until 60 "$mini_ceph" start-osd "$ceph_dir" $n
+  wait_until 60 "$mini_ceph" start-osd "$ceph_dir" $n &
+  starting=$!
+  wait_until 60 osd_is_up $n 1
+  : >"$tmp/stop"
+  wait "$io" || {
+    cat "$tmp/io.out" >&2
+    die "requests failed"
+  }
+  wait "$starting" || die "osd.$n does not start"
+  say "$(cat "$tmp/io.out"); $(($(objects "$prefix") - before)) objects"
 done
-: >"$tmp/stop"
-wait "$io" || {
-  cat "$tmp/io.out" >&2
-  die "requests failed"
-}
 stop_nbdkit
 rbd_export rbd/osds "$tmp/exported"
 assert_same_bytes "$tmp/model" "$tmp/exported" "rbd export of osds"

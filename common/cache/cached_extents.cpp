@@ -185,11 +185,11 @@ void CachedExtents::Question::learn(std::span<const Extent> answer) noexcept {
 
 // Changing ------------------------------------------------------------------
 
-CachedExtents::Changing::Changing(CachedExtents& known, std::uint64_t offset,
-                                  std::uint64_t length)
+CachedExtents::Changing::Changing(CachedExtents& known, std::uint32_t count,
+                                  std::uint64_t offset)
     : known_(known),
       from_(round_down(std::min(offset, known.size_), grain)),
-      to_(round_up(std::min(offset + length, known.size_), grain,
+      to_(round_up(std::min(offset + count, known.size_), grain,
                    known.size_)) {
   const std::scoped_lock lock(known_.mutex_);
   known_.changes_.push_back(this);

@@ -140,8 +140,10 @@ class CachedExtents {
   /// whatever comes of it and under whatever version.
   class Changing {
    public:
+    Changing(CachedExtents& known, std::uint32_t count, std::uint64_t offset);
+    /// The order is that of CachedDisk::Changing.
     Changing(CachedExtents& known, std::uint64_t offset,
-             std::uint64_t length);
+             std::uint32_t count) = delete;
     ~Changing();
     Changing(const Changing&) = delete;
     Changing& operator=(const Changing&) = delete;

@@ -84,7 +84,7 @@ int cached_block_status(nbdkit_next* next, std::uint32_t count,
   std::vector<CachedExtents::Range> dirty;
   std::uint64_t longest = longest_answer;
   if (not_below) {
-    dirty = not_below(offset, count);
+    dirty = not_below({offset, count});
     // Nothing is known of what is not below behind the range.
     longest = std::min<std::uint64_t>(longest, count);
   }

@@ -21,10 +21,9 @@
 
 namespace nbdrados {
 
-/// What has been written but is not below yet, in any order: of a range given
-/// by offset and length.
+/// What has been written in a range but is not below yet, in any order.
 using NotBelow = std::function<std::vector<CachedExtents::Range>(
-    std::uint64_t, std::uint64_t)>;
+    const CachedExtents::Range&)>;
 
 /// The filter's .extents: the parameters as nbdkit gives them.  `version` is
 /// what the export may be remembered under (read before the call), 0 for not

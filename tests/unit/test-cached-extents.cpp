@@ -21,7 +21,6 @@
 namespace {
 
 using namespace nbdrados;
-using Changing = CachedExtents::Changing;
 using Extent = CachedExtents::Extent;
 using Extents = std::vector<Extent>;
 using Question = CachedExtents::Question;
@@ -29,6 +28,13 @@ using Question = CachedExtents::Question;
 constexpr std::uint64_t unit = CachedExtents::grain;
 constexpr std::uint64_t mega = 1 << 20;
 constexpr std::size_t plenty = 100'000;
+
+/// With the parameters in the order of the extents here.
+struct Changing : CachedExtents::Changing {
+  Changing(CachedExtents& known, std::uint64_t offset, std::uint64_t length)
+      : CachedExtents::Changing(known, static_cast<std::uint32_t>(length),
+                                offset) {}
+};
 
 /// Asks and learns at once.
 void teach(CachedExtents& known, const Extents& answer,

@@ -87,13 +87,10 @@ int open_without_name(const std::string& folder) {
   return named;
 }
 
-std::uint32_t checksum(const BlockCache::Key& key, const char* data,
-                       std::uint32_t length) noexcept {
-  const std::uint64_t head[] = {key.disk, key.block, length};
-  const auto bytes = [](const void* p) { return static_cast<const Bytef*>(p); };
-  uLong sum = crc32_z(0, bytes(head), sizeof head);
-  sum = crc32_z(sum, bytes(data), length);
-  return static_cast<std::uint32_t>(sum);
+std::uint32_t checksum(const char* data, std::uint32_t length) noexcept {
+  // zlib wants unsigned bytes.
+  const auto* bytes = static_cast<const Bytef*>(static_cast<const void*>(data));
+  return static_cast<std::uint32_t>(crc32_z(0, bytes, length));
 }
 
 std::int64_t now() noexcept {
@@ -351,7 +348,7 @@ std::optional<CacheFile::Place> CacheFile::find(const Key& key,
 bool CacheFile::read(const Place& place, char* to) noexcept {
   const int r = store_->read(to, place.length, place.offset);
   const bool intact =
-      r == 0 && checksum(place.key, to, place.length) == place.checksum;
+      r == 0 && checksum(to, place.length) == place.checksum;
   const std::size_t hash = BlockCache::Hash{}(place.key);
   Shard& s = shard(hash);
   {
@@ -504,7 +501,7 @@ void CacheFile::write(const Job& job) noexcept {
     cancel(job.key, job.number);
     return;
   }
-  const std::uint32_t sum = checksum(job.key, job.data.get(), job.length);
+  const std::uint32_t sum = checksum(job.data.get(), job.length);
   if (const int r = store_->write(job.data.get(), job.length, offset); r != 0) {
     cancel(job.key, job.number);
     errors_++;

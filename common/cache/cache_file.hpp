@@ -22,23 +22,25 @@
 // What keeps it equal to the disk:
 //
 //   keep     makes a place for the block and remembers it in the index, as not
-//            written.  The thread writes the block, and then marks it as written
-//            if that place is still this block's.
+//            written.  The thread writes the block, and then marks it as
+//            written if that place is still this block's.
 //   drop     takes the block out of the index, whether written or not.  It is
 //            called before each change of the block, and the caller sees to it
 //            that nothing is kept while a change is under way.
 //   read     finds the place, reads without a lock, and asks the index again.
 //            A place is not written before its former block has left the
 //            index, so if that block is still there with the same number (each
-//            keep has its own) what was read is that block.  The checksum, which is
-//            in the index and covers key, length and data, is not needed for
-//            this: it finds what the medium does wrong.
+//            keep has its own) what was read is that block.  Checksums are not
+//            needed for this.  They find what the medium does wrong: changed
+//            bytes, and because they are in the index and not in the file, lost
+//            and misplaced writes as well.
 //
 // Whatever fails is a miss.  After an error of the medium nothing is written
 // for a while.
 //
 // Places: the file consists of frames of equal size, four of the largest
-// usual blocks.  A frame is cut into 1 to 64 slots of one size when it is empty.
+// usual blocks (or one, in a small file).  A frame is cut into 1 to 64 slots
+// of one size when it is empty.
 
 #ifndef NBDRADOS_CACHE_CACHE_FILE_HPP
 #define NBDRADOS_CACHE_CACHE_FILE_HPP

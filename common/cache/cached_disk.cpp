@@ -159,8 +159,8 @@ int CachedDisk::read(char* to, std::uint32_t count, std::uint64_t offset,
   return fetch(run, to, count, offset, below);
 }
 
-/// Publishes a claimed block from the file, if it is there, and copies `n` bytes
-/// from offset `in` of it.
+/// Publishes a claimed block from the file, if it is there, and copies `n`
+/// bytes from offset `in` of it.
 bool CachedDisk::move_up(const BlockCache::Key& key,
                          const BlockCache::FetchPtr& claim, std::uint32_t in,
                          std::uint32_t n, char* here) noexcept {

@@ -175,11 +175,12 @@ class FilterBench:
             room = 4 * (size // workload.part)
             if workload.below != "rados":
                 arguments.append("cache-assume=exclusive")
+            dirty = 8 * MIB if workload.sequential else room
+            if variant == WRITE_BACK:
+                arguments.append(f"cache-dirty={dirty}")
+                room += dirty  # it is a part of cache-size
             if not workload.sequential:
                 arguments.append(f"cache-size={room}")
-            if variant == WRITE_BACK:
-                dirty = 8 * MIB if workload.sequential else room
-                arguments.append(f"cache-dirty={dirty}")
         return RunningServer(self.bench.folder,
                              self.bench.nbdkit(*arguments), environment)
 

@@ -61,8 +61,13 @@ std::size_t CachedExtents::count() const {
 
 std::vector<CachedExtents::Extent> CachedExtents::lookup(
     std::uint64_t offset, std::uint64_t length, Version version) const {
-  std::vector<Extent> found;
   const std::scoped_lock lock(mutex_);
+  return find(offset, length, version);
+}
+
+std::vector<CachedExtents::Extent> CachedExtents::find(
+    std::uint64_t offset, std::uint64_t length, Version version) const {
+  std::vector<Extent> found;
   if (version == 0 || version != version_ || length == 0) return found;
   auto it = extents_.upper_bound(offset);
   if (it == extents_.begin() || std::prev(it)->second.end <= offset)
@@ -84,30 +89,18 @@ std::uint64_t CachedExtents::ask_length(std::uint64_t offset,
                   round_down(std::min(size_ - offset, window_), alignment));
 }
 
-bool CachedExtents::wait_for_others(std::uint64_t offset,
-                                    Version version) const {
-  std::unique_lock lock(mutex_);
-  if (version == 0) return false;
-  const auto asked = [&](const Question* q) {
-    return q->version_ == version && q->offset_ <= offset &&
-           offset - q->offset_ < q->length_;
-  };
-  const auto it = std::ranges::find_if(questions_, asked);
-  if (it == questions_.end()) return false;
-  const std::uint64_t number = (*it)->number_;
-  ended_.wait(lock, [&] {
-    return std::ranges::find(questions_, number, &Question::number_) ==
-           questions_.end();
-  });
-  return true;
-}
-
 CachedExtents::Question::Question(CachedExtents& known, Version version,
                                   std::uint64_t offset, std::uint64_t length)
-    : known_(known), version_(version), offset_(offset), length_(length) {
+    : known_(known), version_(version), offset_(offset), length_(length) {}
+
+void CachedExtents::Question::begin() {
+  const std::scoped_lock lock(known_.mutex_);
+  begin_locked();
+}
+
+void CachedExtents::Question::begin_locked() {
   if (version_ == 0) return;
   changed_.reserve(most_collected);
-  const std::scoped_lock lock(known_.mutex_);
   known_.questions_.push_back(this);
   number_ = ++known_.last_number_;
   if (known_.version_ == version_) return;
@@ -115,8 +108,28 @@ CachedExtents::Question::Question(CachedExtents& known, Version version,
   known_.version_ = version_;
 }
 
+std::vector<CachedExtents::Extent> CachedExtents::Question::lookup_or_begin(
+    std::uint64_t wanted) {
+  std::unique_lock lock(known_.mutex_);
+  std::vector<Extent> found = known_.find(offset_, wanted, version_);
+  const std::vector<Question*>& all = known_.questions_;
+  const auto other = std::ranges::find_if(all, [&](const Question* q) {
+    return q->version_ == version_ && q->offset_ <= offset_ &&
+           offset_ - q->offset_ < q->length_;
+  });
+  if (found.empty() && other != all.end()) {
+    const std::uint64_t number = (*other)->number_;
+    known_.ended_.wait(lock, [&] {
+      return std::ranges::find(all, number, &Question::number_) == all.end();
+    });
+    found = known_.find(offset_, wanted, version_);
+  }
+  if (found.empty()) begin_locked();
+  return found;
+}
+
 CachedExtents::Question::~Question() {
-  if (version_ == 0) return;
+  if (number_ == 0) return;
   {
     const std::scoped_lock lock(known_.mutex_);
     take_out(known_.questions_, this);
@@ -144,7 +157,7 @@ void CachedExtents::Question::collect(std::uint64_t from,
 }
 
 void CachedExtents::Question::learn(std::span<const Extent> answer) noexcept {
-  if (version_ == 0 || answer.empty()) return;
+  if (number_ == 0 || answer.empty()) return;
   const std::scoped_lock lock(known_.mutex_);
   if (known_.version_ != version_) return;
   try {

@@ -43,9 +43,8 @@
 
 namespace nbdrados {
 
-/// Thread-safe.  One mutex, held for moments and never while anything else is
-/// called or awaited; a question may wait for another one before it begins
-/// (wait_for_others).
+/// Thread-safe.  One mutex, held for moments and never while the export below
+/// is asked.
 class CachedExtents {
  public:
   /// See CachedDisk.  0: nothing may be remembered.
@@ -97,20 +96,24 @@ class CachedExtents {
   [[nodiscard]] std::uint64_t ask_length(std::uint64_t offset,
                                          std::uint64_t length) const;
 
-  /// Waits while somebody else asks about this offset, once.  Returns whether
-  /// it was so: then look up again.  The caller must not have a Question.
-  bool wait_for_others(std::uint64_t offset, Version version) const;
-
   /// The time in which the export below is asked.
   class Question {
    public:
-    /// The range is what is asked for; only wait_for_others needs it.
-    /// What is known of another version is forgotten.
+    /// About `length` bytes from `offset`.  Nothing has begun yet.
     Question(CachedExtents& known, Version version, std::uint64_t offset,
              std::uint64_t length);
     ~Question();
     Question(const Question&) = delete;
     Question& operator=(const Question&) = delete;
+
+    /// From now on the export below may be asked.  What is known of another
+    /// version is forgotten.
+    void begin();
+    /// The same, unless an answer is here (see lookup()) or on its way: waits
+    /// for another question that includes the offset, once.  So of those who
+    /// look for the same, one asks.  Returns what is known then, and has not
+    /// begun; nothing if it has.  The thread must not have another Question.
+    [[nodiscard]] std::vector<Extent> lookup_or_begin(std::uint64_t wanted);
 
     /// The answer, in ascending order; all of it, where it goes beyond what
     /// was asked for, too.  Called at most once.  Without memory less is
@@ -119,13 +122,14 @@ class CachedExtents {
 
    private:
     friend class CachedExtents;
+    void begin_locked();
     void collect(std::uint64_t from, std::uint64_t to) noexcept;
 
     CachedExtents& known_;
     const Version version_;
     const std::uint64_t offset_;
     const std::uint64_t length_;
-    std::uint64_t number_ = 0;  ///< no other has it; guarded by the mutex
+    std::uint64_t number_ = 0;  ///< no other has it; 0: not begun
     /// Ended since it was made: offset to end.  Guarded by the mutex; with
     /// its final capacity from the start.
     struct Changed {
@@ -164,6 +168,9 @@ class CachedExtents {
     std::uint32_t type;
   };
 
+  [[nodiscard]] std::vector<Extent> find(std::uint64_t offset,
+                                         std::uint64_t length,
+                                         Version version) const;
   void forget(std::uint64_t from, std::uint64_t to) noexcept;
   [[nodiscard]] bool insert(std::uint64_t from, std::uint64_t to,
                             std::uint32_t type, std::uint64_t answer_from);
@@ -174,7 +181,7 @@ class CachedExtents {
 
   mutable std::mutex mutex_;
   /// A question has ended.
-  mutable std::condition_variable ended_;
+  std::condition_variable ended_;
   // Everything below is guarded by mutex_.
   Version version_ = 0;
   /// By offset.  Neighbours that touch differ in type.

@@ -92,16 +92,17 @@ int cached_block_status(nbdkit_next* next, std::uint32_t count,
       (flags & NBDKIT_FLAG_REQ_ONE) != 0 ? 1 : count;
 
   std::vector<Extent> answer = known.lookup(offset, wanted, version);
-  if (answer.empty() && known.wait_for_others(offset, version))
-    answer = known.lookup(offset, wanted, version);
   if (answer.empty()) {
     int err = 0;
     bool asked = false;
     if (version != 0) {
       const std::uint64_t length = known.ask_length(offset, count);
       CachedExtents::Question question(known, version, offset, length);
-      err = ask(next, length, offset, flags & ~NBDKIT_FLAG_REQ_ONE, answer);
-      if (err == 0) question.learn(answer);
+      answer = question.lookup_or_begin(wanted);
+      if (answer.empty()) {
+        err = ask(next, length, offset, flags & ~NBDKIT_FLAG_REQ_ONE, answer);
+        if (err == 0) question.learn(answer);
+      }
       // What failed may lie outside of what the client wants.
       asked = err == 0 || (length == count && wanted == count);
     }

@@ -23,7 +23,6 @@ namespace {
 using namespace nbdrados;
 using Extent = CachedExtents::Extent;
 using Extents = std::vector<Extent>;
-using Question = CachedExtents::Question;
 
 constexpr std::uint64_t unit = CachedExtents::grain;
 constexpr std::uint64_t mega = 1 << 20;
@@ -34,6 +33,15 @@ struct Changing : CachedExtents::Changing {
   Changing(CachedExtents& known, std::uint64_t offset, std::uint64_t length)
       : CachedExtents::Changing(known, static_cast<std::uint32_t>(length),
                                 offset) {}
+};
+
+/// One that has begun.
+struct Question : CachedExtents::Question {
+  Question(CachedExtents& known, CachedExtents::Version version,
+           std::uint64_t offset, std::uint64_t length)
+      : CachedExtents::Question(known, version, offset, length) {
+    begin();
+  }
 };
 
 /// Asks and learns at once.
@@ -57,7 +65,7 @@ class TestCachedExtents : public CppUnit::TestFixture {
   CPPUNIT_TEST(never_more_than_the_limit);
   CPPUNIT_TEST(the_last_answer_stays);
   CPPUNIT_TEST(how_much_to_ask);
-  CPPUNIT_TEST(waits_for_a_question);
+  CPPUNIT_TEST(one_of_many_asks);
   CPPUNIT_TEST(random_operations);
   CPPUNIT_TEST(random_operations_in_little_space);
   CPPUNIT_TEST(never_older_than_a_change);
@@ -338,35 +346,63 @@ class TestCachedExtents : public CppUnit::TestFixture {
     CPPUNIT_ASSERT_EQUAL(CachedExtents::least_asked, known.ask_length(0, 1));
   }
 
-  void waits_for_a_question() {
+  void one_of_many_asks() {
+    constexpr std::uint64_t half = mega / 2;
     CachedExtents known(mega, plenty);
-    CPPUNIT_ASSERT(!known.wait_for_others(0, 1));
-    std::atomic<bool> learnt{false};
-    std::atomic<int> waited{0};
-    std::atomic<int> too_early{0};
-    std::vector<std::jthread> threads;
+    const auto look = [&](std::uint64_t offset,
+                          CachedExtents::Version version) {
+      return CachedExtents::Question(known, version, offset, half)
+          .lookup_or_begin(1);
+    };
     {
-      Question question(known, 1, 0, mega / 2);
-      CPPUNIT_ASSERT(!known.wait_for_others(mega / 2, 1));
-      CPPUNIT_ASSERT(!known.wait_for_others(0, 2));
-      CPPUNIT_ASSERT(!known.wait_for_others(0, 0));
-      std::latch ready(3);
-      for (int t = 0; t < 3; t++)
+      const Question question(known, 1, 0, half);
+      // Elsewhere, or of another version, nobody waits.
+      CPPUNIT_ASSERT(look(half, 1).empty());
+      CPPUNIT_ASSERT(look(0, 0).empty());
+      CPPUNIT_ASSERT(look(0, 2).empty());
+    }
+    for (std::uint64_t round = 0; round < 200; round++) {
+      const auto version = static_cast<CachedExtents::Version>(round + 3);
+      std::atomic<int> asked{0};
+      std::atomic<int> wrong{0};
+      std::latch ready(4);
+      std::vector<std::jthread> threads;
+      for (std::uint64_t t = 0; t < 4; t++)
         threads.emplace_back([&] {
-          ready.count_down();
-          if (known.wait_for_others(mega / 2 - 1, 1)) ++waited;
-          if (!learnt) ++too_early;
-          if (known.lookup(0, 1, 1).empty()) ++too_early;
+          ready.arrive_and_wait();
+          CachedExtents::Question question(known, version, 0, mega);
+          const Extents found = question.lookup_or_begin(1);
+          if (!found.empty()) {
+            if (found != Extents{{0, mega, 3}}) ++wrong;
+            return;
+          }
+          ++asked;
+          if (round % 20 == 0)
+            std::this_thread::sleep_for(std::chrono::milliseconds(2));
+          question.learn(Extents{{0, mega, 3}});
         });
+      threads.clear();
+      CPPUNIT_ASSERT_EQUAL(1, asked.load());
+      CPPUNIT_ASSERT_EQUAL(0, wrong.load());
+    }
+    // Who waited for nothing asks himself.
+    std::atomic<bool> ended{false};
+    std::jthread second;
+    {
+      const Question first(known, 1, 0, mega);
+      std::latch ready(1);
+      second = std::jthread([&] {
+        ready.count_down();
+        CachedExtents::Question question(known, 1, half, half);
+        if (!question.lookup_or_begin(1).empty() || !ended) return;
+        question.learn(Extents{{half, half, 3}});
+      });
       ready.wait();
       std::this_thread::sleep_for(std::chrono::milliseconds(20));
-      question.learn(Extents{{0, mega, 3}});
-      learnt = true;
+      ended = true;
     }
-    threads.clear();
-    CPPUNIT_ASSERT_EQUAL(0, too_early.load());
-    // A thread that was too slow to wait has seen what was learnt.
-    CPPUNIT_ASSERT(waited > 0);
+    second.join();
+    CPPUNIT_ASSERT(!known.lookup(half, 1, 1).empty());
   }
 
   void random_operations() {

@@ -19,7 +19,12 @@ below() { grep -c " $1 id=[0-9]* .*\.\.\.\$" "$tmp/log" || :; }
 # than a request.
 for words in "" cache-block=512 "cache-block=64K cache-size=256K" \
     "cache-size=1M cache-block=4K cache-readahead=0" cache-mode=none \
-    "cache-size=32M cache-block=1M" "cache-size=2K cache-block=512"; do
+    "cache-size=32M cache-block=1M" "cache-size=2K cache-block=512" \
+    cache-mode=writeback "cache-mode=writeback cache-dirty=100K" \
+    "cache-mode=writeback cache-size=2K cache-dirty=0 cache-block=512" \
+    "cache-mode=writeback cache-size=8M cache-dirty=4M cache-block=1M" \
+    "cache-size=256K cache-file=$tmp cache-file-size=1M" \
+    "cache-mode=writeback cache-size=400K cache-file=$tmp"; do
   random_file "$tmp/disk" 5000001
   # shellcheck disable=SC2086
   start_nbdkit --filter=radoscache file "$tmp/disk" cache-assume=exclusive \
@@ -191,10 +196,22 @@ refused() {
     "${@:2}" --run true
 }
 refused "cache-assume=maybe: use immutable or exclusive" cache-assume=maybe
-refused "cache-mode=writeback: use" cache-mode=writeback
+refused "cache-mode=writearound: use" cache-mode=writearound
+refused "cache-dirty= is only for cache-mode=writeback" cache-dirty=1M
+refused "cache-dirty-age= is only for cache-mode=writeback" cache-dirty-age=1
+refused "cache-dirty-age=0: use 1 to 3600" cache-mode=writeback \
+  cache-dirty-age=0
+refused "what is for writes, 67108864, is less than four blocks" \
+  cache-mode=writeback cache-dirty=64M
+refused "cache-file-size= needs cache-file=" cache-file-size=1M
+refused "cache-file-size=1000 is less than one block of 65536" \
+  cache-file="$tmp" cache-file-size=1000
+refused "cache-file= is not for cache-mode=none" cache-mode=none \
+  cache-file="$tmp"
+refused "$tmp/no/such" cache-file="$tmp/no/such/folder"
 refused "cache-shared=safe: use unsafe" cache-shared=safe
 refused "cache-block=5000: use a power of two" cache-block=5000
-refused "cache-size=1000 is less than" cache-size=1000 cache-assume=immutable
+refused "cache-size=1000 less what is for writes, 0, is less than" cache-size=1000 cache-assume=immutable
 start_nbdkit --filter=radoscache eval get_size='echo 1M' \
   pread='head -c $3 /dev/zero' block_size='echo 4096 8192 1M' \
   cache-assume=immutable cache-block=512

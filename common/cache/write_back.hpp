@@ -117,6 +117,8 @@ class WriteBack {
   WriteBack(const WriteBack&) = delete;
   WriteBack& operator=(const WriteBack&) = delete;
 
+  [[nodiscard]] const Shape& shape() const noexcept { return shape_; }
+
   /// Takes a write, or the first part of it: returns how many bytes.  It is
   /// less than `count` where there is no room (see make_room), or where data of
   /// this tenure is no longer taken (close), or data of another one is there.

@@ -12,6 +12,29 @@ thread_local std::shared_ptr<const Promise> offered;
 
 }  // namespace
 
+void Promise::add_keeper(std::weak_ptr<Keeper> keeper) const {
+  const std::scoped_lock lock(mutex_);
+  // Who asks them counts on their places.
+  if (asking_ == 0)
+    std::erase_if(keepers_, [](const auto& k) { return k.expired(); });
+  keepers_.push_back(std::move(keeper));
+}
+
+void Promise::give_up() const noexcept {
+  const std::uint64_t now = tenure();
+  if (now == 0) return;
+  std::unique_lock lock(mutex_);
+  ++asking_;
+  for (std::size_t i = 0; i < keepers_.size(); ++i) {
+    const std::shared_ptr<Keeper> keeper = keepers_[i].lock();
+    if (!keeper) continue;
+    lock.unlock();
+    keeper->give_up(now);
+    lock.lock();
+  }
+  --asking_;
+}
+
 std::shared_ptr<Promise> make_promise() {
   return std::make_shared<Promise>();
 }

@@ -18,6 +18,14 @@
 //
 // When the right is taken by force, the generation is as late as the
 // plugin's knowledge of it.
+//
+// A cache that keeps writes for a while needs more: it must write before
+// somebody else may.  The promise has a tenure: as long as it is the same
+// number and not 0, nobody else may write.  It can go on where the generation
+// ends, for instance while the plugin makes sure of what it knows.  Before the
+// plugin gives the right to write away, it calls give_up, which asks all
+// keepers to write what they have, and waits for them.  When the right is
+// taken by force, the tenure ends, and what was kept is lost.
 
 #ifndef NBDRADOS_COHERENCE_COHERENCE_HPP
 #define NBDRADOS_COHERENCE_COHERENCE_HPP
@@ -25,25 +33,57 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <mutex>
+#include <vector>
 
 namespace nbdrados {
 
+/// Who keeps writes.
+class Keeper {
+ public:
+  virtual ~Keeper() = default;
+  /// Writes everything of this tenure through the plugin, and keeps nothing
+  /// any more that comes in it.  Called by a thread of the plugin's.  Returns
+  /// when that is done, or cannot be.
+  virtual void give_up(std::uint64_t tenure) noexcept = 0;
+};
+
 /// Of one disk; whoever has the same object has the same disk.  Thread-safe
 /// for readers; the plugin makes changes one at a time.
-class Promise {
+class __attribute__((visibility("default"))) Promise {
  public:
   /// 0: data must not be cached.
   [[nodiscard]] std::uint64_t generation() const noexcept {
     return now_.load();
   }
+  /// 0: writes must not be kept back.
+  [[nodiscard]] std::uint64_t tenure() const noexcept {
+    return tenure_.load();
+  }
+  /// `keeper` will be asked to give up, as long as it lives.
+  void add_keeper(std::weak_ptr<Keeper> keeper) const;
+
   /// From now on others may change the data.
   void end() noexcept { now_.store(0); }
   /// From now on nobody else changes it; what was known is worthless.
   void begin() noexcept { now_.store(++last_); }
 
+  /// From now on only who has this promise may write.
+  void begin_tenure() noexcept { tenure_.store(++last_tenure_); }
+  /// Before end_tenure, while writes are still possible.  Blocks.
+  void give_up() const noexcept;
+  /// From now on others may write.
+  void end_tenure() noexcept { tenure_.store(0); }
+
  private:
   std::atomic<std::uint64_t> now_{0};
   std::uint64_t last_ = 0;
+  std::atomic<std::uint64_t> tenure_{0};
+  std::uint64_t last_tenure_ = 0;
+  mutable std::mutex mutex_;
+  // Guarded by mutex_.
+  mutable std::vector<std::weak_ptr<Keeper>> keepers_;
+  mutable unsigned asking_ = 0;
 };
 
 /// A new promise, not yet begun.  Made here, because a filter may have it

@@ -102,7 +102,10 @@ Image::Image(std::unique_ptr<ImageFormat> format, ImageOptions options)
 }
 
 // The lock is given away when the members go.
-Image::~Image() { promise_->end(); }
+Image::~Image() {
+  promise_->end();
+  promise_->end_tenure();
+}
 
 std::uint64_t Image::size() { return view_.read()->size; }
 
@@ -245,6 +248,7 @@ void Image::publish_locked() {
   known_.reset(traits_.layout.object_count(view.size));
   // Others may have had the lock in between.
   promise_->end();
+  promise_->begin_tenure();
   publish(std::move(view));
   last_verdict_ = mine;
 }
@@ -254,6 +258,7 @@ std::shared_ptr<ObjectMap> Image::publish_unlocked() {
   {
     const std::scoped_lock lock(state_mutex_);
     locked_ = false;
+    promise_->end_tenure();
     map.swap(map_);
     publish(last_);
   }

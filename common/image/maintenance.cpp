@@ -368,6 +368,9 @@ void Image::Maintenance::try_lock() {
 
 /// Gives the lock back, after all that relies on it.
 void Image::Maintenance::hand_over() {
+  // Caches write what they have, through requests of other threads.  None of
+  // those waits for this thread: no writes are held now.
+  image_.promise_->give_up();
   try {
     const std::shared_ptr<ObjectMap> map = image_.publish_unlocked();
     try {

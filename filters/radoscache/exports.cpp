@@ -2,7 +2,13 @@
 
 #include "exports.hpp"
 
+#include <nbdkit-filter.h>
+
 #include <algorithm>
+#include <bit>
+#include <cerrno>
+#include <cstring>
+#include <exception>
 
 namespace nbdrados {
 
@@ -14,6 +20,73 @@ bool same(const CachedDisk::Shape& a, const CachedDisk::Shape& b) {
 
 }  // namespace
 
+Exports::Export::Export(std::string name, BlockCache& cache, std::uint32_t id,
+                        const CachedDisk::Shape& shape,
+                        std::shared_ptr<const Promise> promise, bool assumed,
+                        const Options& options,
+                        std::vector<std::weak_ptr<const List>> before)
+    : name_(std::move(name)),
+      promise_(std::move(promise)),
+      assumed_(assumed),
+      disk_(cache, id, shape),
+      extents_(shape.size, options.most_extents),
+      before_(std::move(before)) {
+  // As large as the usual object of an image.
+  constexpr std::uint32_t largest_chunk = 4 << 20;
+  if (options.dirty != nullptr)
+    writes_.emplace(
+        *options.dirty,
+        WriteBack::Shape{.size = shape.size,
+                         .chunk = std::min(largest_chunk,
+                                           std::bit_floor(shape.max_fetch)),
+                         .age = options.age},
+        [this](WriteBack::Tenure t) { return t == tenure(); });
+}
+
+void Exports::Export::add(Channel& channel) {
+  const std::scoped_lock lock(mutex_);
+  channels_.push_back(&channel);
+}
+
+bool Exports::Export::remove(Channel& channel) {
+  std::unique_lock lock(mutex_);
+  channel.closing = true;
+  unused_.wait(lock, [&] { return channel.users == 0; });
+  std::erase(channels_, &channel);
+  return channels_.empty();
+}
+
+Exports::Channel* Exports::Export::acquire() noexcept {
+  const std::scoped_lock lock(mutex_);
+  for (Channel* const c : channels_) {
+    if (c->closing) continue;
+    ++c->users;
+    return c;
+  }
+  return nullptr;
+}
+
+void Exports::Export::release(Channel& channel) noexcept {
+  const std::scoped_lock lock(mutex_);
+  if (--channel.users == 0) unused_.notify_all();
+}
+
+void Exports::Export::give_up(std::uint64_t tenure) noexcept {
+  if (!writes_ || assumed_) return;
+  writes_->close(tenure);
+  int r = 0;
+  try {
+    (void)with_channel(
+        [&](const WriteBack::Write& write) { r = writes_->flush(write); });
+  } catch (const std::exception& e) {
+    r = ENOMEM;
+  }
+  if (r != 0)
+    nbdkit_error("radoscache: export \"%s\": what clients have written cannot "
+                 "be written below, and another client gets the lock: %s",
+                 name_.c_str(), std::strerror(r));
+}
+
 bool Exports::Export::ready() noexcept {
   if (ready_.load(std::memory_order_acquire)) return true;
   const std::scoped_lock lock(mutex_);
@@ -24,8 +97,8 @@ bool Exports::Export::ready() noexcept {
   return true;
 }
 
-Exports::Exports(BlockCache& cache)
-    : cache_(cache), list_(std::make_shared<List>()) {}
+Exports::Exports(BlockCache& cache, const Options& options)
+    : cache_(cache), options_(options), list_(std::make_shared<List>()) {}
 
 std::shared_ptr<Exports::Export> Exports::use(
     const std::string& name, const CachedDisk::Shape& shape,
@@ -49,19 +122,47 @@ std::shared_ptr<Exports::Export> Exports::use(
   }
   std::erase_if(earlier_, [](const auto& list) { return list.expired(); });
   earlier_.push_back(list_);
-  next->push_back(std::make_shared<Export>(name, cache_, ++last_id_, shape,
-                                           promise, assumed, earlier_));
+  auto made = std::make_shared<Export>(name, cache_, ++last_id_, shape,
+                                       promise, assumed, options_, earlier_);
+  if (made->writes() != nullptr && promise) promise->add_keeper(made);
+  for (const auto& e : *next) {
+    if (different(*e, *made)) continue;
+    e->shared_ = true;
+    made->shared_ = true;
+  }
+  next->push_back(std::move(made));
   list_ = next;
   return next->back();
+}
+
+int Exports::settle(const Export& which, std::uint32_t count,
+                    std::uint64_t offset) {
+  if (!which.shared_ || options_.dirty == nullptr ||
+      options_.dirty->used() == 0)
+    return 0;
+  int r = 0;
+  for (const std::shared_ptr<Export>& e : all()) {
+    WriteBack* const writes = e->writes();
+    const std::uint64_t size = e->disk().shape().size;
+    if (e.get() == &which || writes == nullptr || writes->empty() ||
+        size <= offset || different(*e, which))
+      continue;
+    (void)e->with_channel([&](const WriteBack::Write& write) {
+      if (const int error = writes->write_out(
+              std::min<std::uint64_t>(count, size - offset), offset, write);
+          r == 0)
+        r = error;
+    });
+  }
+  return r;
 }
 
 Exports::Changing::Changing(Exports& exports, Export& which,
                             std::uint32_t count, std::uint64_t offset)
     : snapshot_(exports.snapshot()), mine_(which, count, offset) {
   for (const std::shared_ptr<Export>& e : *snapshot_) {
-    const bool different =
-        e->promise_ && which.promise_ && e->promise_ != which.promise_;
-    if (e.get() == &which || different || e->disk().shape().size <= offset)
+    if (e.get() == &which || different(*e, which) ||
+        e->disk().shape().size <= offset)
       continue;
     const std::uint64_t rest = e->disk().shape().size - offset;
     others_.emplace_back(
@@ -73,7 +174,11 @@ Exports::Changing::Changing(Exports& exports, Export& which,
 Exports::Changing::~Changing() = default;
 
 Exports::Changing::Part::Part(Export& e, std::uint32_t n, std::uint64_t from)
-    : which(e), count(n), offset(from), version(e.version()) {
+    : which(e),
+      count(n),
+      offset(from),
+      version(e.version()),
+      status(e.extents(), n, from) {
   if (version != 0) announced.emplace(which.disk(), count, offset, version);
 }
 

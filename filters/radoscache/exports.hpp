@@ -14,6 +14,13 @@
 // was fetched under the one of its end is forgotten before the change is
 // acknowledged.
 //
+// In write-back mode each export keeps writes of its own (see write_back.hpp).
+// Before a range of an export is read or changed, the exports that may be the
+// same disk write what they keep of it.  Whoever writes data of an export
+// needs a connection: a channel.  Each connection writes everything before it
+// goes, so nothing is kept where nobody is connected, unless it could not be
+// written.
+//
 // An export that appears while a change of another one is under way does
 // not know of that change.  Changes use a snapshot of the list of exports
 // and keep it until their end; a new export is not cached before all earlier
@@ -23,6 +30,8 @@
 #define NBDRADOS_RADOSCACHE_EXPORTS_HPP
 
 #include <atomic>
+#include <chrono>
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <list>
@@ -35,6 +44,8 @@
 
 #include "cache/block_cache.hpp"
 #include "cache/cached_disk.hpp"
+#include "cache/cached_extents.hpp"
+#include "cache/write_back.hpp"
 #include "coherence/coherence.hpp"
 
 namespace nbdrados {
@@ -46,19 +57,63 @@ class Exports {
   using List = std::vector<std::shared_ptr<Export>>;
   using Snapshot = std::shared_ptr<const List>;
 
-  class Export {
+  /// What all exports have in common.
+  struct Options {
+    std::size_t most_extents;        ///< an export remembers
+    DirtyLimit* dirty = nullptr;     ///< null: writes go through
+    std::chrono::milliseconds age{};  ///< of what is kept, at most
+  };
+
+  /// A connection through which an export's data can be written.
+  struct Channel {
+    WriteBack::Write write;
+    // Guarded by the mutex of the export.
+    unsigned users = 0;
+    bool closing = false;
+  };
+
+  class Export : public Keeper {
    public:
     Export(std::string name, BlockCache& cache, std::uint32_t id,
            const CachedDisk::Shape& shape,
            std::shared_ptr<const Promise> promise, bool assumed,
-           std::vector<std::weak_ptr<const List>> before)
-        : name_(std::move(name)),
-          promise_(std::move(promise)),
-          assumed_(assumed),
-          disk_(cache, id, shape),
-          before_(std::move(before)) {}
+           const Options& options,
+           std::vector<std::weak_ptr<const List>> before);
     [[nodiscard]] const std::string& name() const noexcept { return name_; }
     [[nodiscard]] CachedDisk& disk() noexcept { return disk_; }
+    [[nodiscard]] CachedExtents& extents() noexcept { return extents_; }
+    /// What is kept; null: writes go through.
+    [[nodiscard]] WriteBack* writes() noexcept {
+      return writes_ ? &*writes_ : nullptr;
+    }
+    /// The tenure of a write that comes now; 0: it must go through.
+    [[nodiscard]] WriteBack::Tenure tenure() const noexcept {
+      if (assumed_) return 1;
+      return promise_ ? promise_->tenure() : 0;
+    }
+    /// Whether the plugin closes the disk with its last client.
+    [[nodiscard]] bool promised() const noexcept { return promise_ != nullptr; }
+
+    /// The channel may be used until remove() returns, which waits for those
+    /// who use it.
+    void add(Channel& channel);
+    /// Returns whether it was the last one.
+    bool remove(Channel& channel);
+    /// Calls use(write) with a channel; returns false where there is none.
+    template <class Use>
+    bool with_channel(Use&& use) {
+      Channel* const channel = acquire();
+      if (channel == nullptr) return false;
+      struct Release {
+        Export& e;
+        Channel& c;
+        ~Release() { e.release(c); }
+      } const release{*this, *channel};
+      std::forward<Use>(use)(channel->write);
+      return true;
+    }
+
+    void give_up(std::uint64_t tenure) noexcept override;
     /// Whether it may be cached by now, as far as changes are concerned that
     /// began before it was there.
     [[nodiscard]] bool ready() noexcept;
@@ -72,6 +127,9 @@ class Exports {
 
    private:
     friend class Exports;
+    [[nodiscard]] Channel* acquire() noexcept;
+    void release(Channel& channel) noexcept;
+
     /// Another shape of this name has been seen since, so what is cached may
     /// be of before.  Guarded by the mutex of Exports.
     bool retired_ = false;
@@ -79,15 +137,22 @@ class Exports {
     const std::shared_ptr<const Promise> promise_;
     const bool assumed_;
     CachedDisk disk_;
+    CachedExtents extents_;
+    std::optional<WriteBack> writes_;
+    /// There is, or was, another export that may be the same disk.
+    std::atomic<bool> shared_{false};
     std::atomic<bool> ready_{false};
     std::mutex mutex_;
-    std::vector<std::weak_ptr<const List>> before_;  // guarded by mutex_
+    // Guarded by mutex_.
+    std::vector<std::weak_ptr<const List>> before_;
+    std::vector<Channel*> channels_;
+    std::condition_variable unused_;  ///< a channel
   };
 
   /// How many exports that nobody uses are remembered.
   static constexpr std::size_t most_idle = 64;
 
-  explicit Exports(BlockCache& cache);
+  Exports(BlockCache& cache, const Options& options);
 
   /// The export of this name; with another shape or promise it is a new one,
   /// of which nothing is cached.  `assumed`: it may be cached without a
@@ -95,6 +160,17 @@ class Exports {
   [[nodiscard]] std::shared_ptr<Export> use(
       const std::string& name, const CachedDisk::Shape& shape,
       const std::shared_ptr<const Promise>& promise, bool assumed);
+
+  /// All exports, to look after what they keep.
+  [[nodiscard]] List all() {
+    const std::scoped_lock lock(mutex_);
+    return *list_;
+  }
+
+  /// Before a range of `which` is read or changed: the others that may be the
+  /// same disk write what they keep of it.  Returns 0 or an errno.
+  [[nodiscard]] int settle(const Export& which, std::uint32_t count,
+                           std::uint64_t offset);
 
   /// All exports that anybody may read, for a change of one of them.
   [[nodiscard]] Snapshot snapshot() {
@@ -126,6 +202,7 @@ class Exports {
       const std::uint32_t count;
       const std::uint64_t offset;
       const CachedDisk::Version version;
+      CachedExtents::Changing status;
       std::optional<CachedDisk::Changing> announced;
     };
     Snapshot snapshot_;
@@ -134,7 +211,13 @@ class Exports {
   };
 
  private:
+  [[nodiscard]] static bool different(const Export& a,
+                                      const Export& b) noexcept {
+    return a.promise_ && b.promise_ && a.promise_ != b.promise_;
+  }
+
   BlockCache& cache_;
+  const Options options_;
   std::mutex mutex_;
   // Guarded by mutex_.
   std::uint32_t last_id_ = 0;

@@ -2,7 +2,7 @@
 //
 // The nbdkit filter `radoscache`: keeps blocks of the exports below in
 // memory.  Callbacks and parameters only: common/cache has the cache, exports.hpp
-// what belongs to an export.
+// what belongs to an export, service.hpp the threads.
 //
 // Whether anything may be cached is a question of what else can change the
 // data below.  The rados plugin tells (see coherence.hpp): what it reads from a
@@ -10,16 +10,22 @@
 // lock.  For other plugins the user says it with cache-assume=: nothing
 // changes the data, or only clients of this server do.
 //
-// Writes go through: a request is done when it is done below, so FUA and
-// flush mean what they mean below, and there is nothing to lose.
+// In the mode writethrough a request is done when it is done below, so FUA and
+// flush mean what they mean below, and there is nothing to lose.  In the mode
+// writeback small writes are done when they are in memory.  What goes around
+// it (large writes, FUA, zero, trim) waits until older data of its range is
+// below; a flush, and a client that goes, wait until all of it is.
 
 #include <nbdkit-filter.h>
 
 #include <algorithm>
 #include <bit>
 #include <cerrno>
+#include <chrono>
 #include <cinttypes>
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <map>
@@ -27,14 +33,20 @@
 #include <mutex>
 #include <new>
 #include <optional>
+#include <sstream>
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "cache/block_cache.hpp"
+#include "cache/cache_file.hpp"
 #include "cache/cached_disk.hpp"
+#include "cache/write_back.hpp"
 #include "coherence/coherence.hpp"
 #include "exports.hpp"
+#include "extents.hpp"
+#include "service.hpp"
 
 #ifdef HAVE_CONFIG_H
 #include "config.h"
@@ -65,7 +77,15 @@ constexpr std::uint32_t largest_fetch = 32 << 20;
 /// Read-ahead must not push out what it has just read.
 constexpr std::uint64_t read_ahead_share = 8;
 
-enum class Mode { writethrough, none };
+/// Of all memory, for what is kept of block status of one export.
+constexpr std::uint64_t extents_share = 64;
+constexpr std::size_t least_extents = 64;
+/// Writes that are larger go through, for there is little to gain.
+constexpr std::uint32_t largest_kept = 1 << 20;
+/// Until writes go through when there is no room for them.
+constexpr int attempts_to_keep = 16;
+
+enum class Mode { writethrough, writeback, none };
 enum class Assume { immutable, exclusive, unsafe };
 
 struct Config {
@@ -74,8 +94,24 @@ struct Config {
   std::uint64_t size = 64 << 20;
   std::optional<std::uint32_t> block;
   std::uint64_t read_ahead = 1 << 20;
+  std::optional<std::uint64_t> dirty;
+  std::optional<unsigned> dirty_age;  ///< seconds
+  std::string file;
+  std::optional<std::uint64_t> file_size;
 };
 Config config;
+constexpr std::uint64_t dirty_share = 4;
+constexpr unsigned default_dirty_age = 5;
+constexpr unsigned largest_dirty_age = 3600;
+
+constexpr std::uint64_t default_file_size = std::uint64_t{1} << 30;
+/// What waits to be written to the file is part of cache-size; there is
+/// room for a block.
+constexpr std::uint64_t largest_file_queue = 8 << 20;
+constexpr std::uint64_t file_queue_share = 8;
+constexpr std::uint64_t file_queue_extra = 64;
+
+int thread_model = NBDKIT_THREAD_MODEL_SERIALIZE_CONNECTIONS;
 
 constexpr const char* config_help =
     "cache-assume=immutable|exclusive\n"
@@ -83,12 +119,19 @@ constexpr const char* config_help =
     "                           clients of this server (default: what the\n"
     "                           plugin tells, else nothing is cached).\n"
     "cache-shared=unsafe        Cache what others may change, too.\n"
-    "cache-mode=writethrough|none\n"
-    "                           none: do not cache (default writethrough).\n"
+    "cache-mode=writethrough|writeback|none\n"
+    "                           writeback: keep writes until a flush; none:\n"
+    "                           do not cache (default writethrough).\n"
     "cache-size=<SIZE>          Memory for all exports (default 64M).\n"
     "cache-block=<SIZE>         Block size, a power of two from 512 to 1M\n"
     "                           (default: what the export prefers).\n"
-    "cache-readahead=<SIZE>     Largest read-ahead, 0 for none (default 1M).";
+    "cache-readahead=<SIZE>     Largest read-ahead, 0 for none (default 1M).\n"
+    "cache-dirty=<SIZE>         Memory, of cache-size, for writes that are not\n"
+    "                           below yet (default a quarter).\n"
+    "cache-dirty-age=<SECONDS>  How long they stay there (default 5).\n"
+    "cache-file=<PATH>          A folder for a file with blocks that had to\n"
+    "                           leave memory.\n"
+    "cache-file-size=<SIZE>     Size of that file (default 1G).";
 
 /// One client.
 struct Connection {
@@ -97,17 +140,56 @@ struct Connection {
   std::shared_ptr<const Promise> promise;  ///< of the plugin; or null
   std::shared_ptr<Exports::Export> entry;  ///< null: not cached
   Streams streams;
+  std::optional<Exports::Channel> channel;  ///< of entry, for what it keeps
 };
 
-/// Made when the parameters are complete.
+void report(const std::string& line) {
+  nbdkit_error("radoscache: %s", line.c_str());
+}
+
+/// Made when the server has gone into the background: it has threads.
 struct State {
-  State() : cache(config.size, config.block.value_or(largest_default)) {}
+  State()
+      : file(make_file()),
+        cache(config.size - dirty_bytes(),
+              config.block.value_or(largest_default), file.get()),
+        dirty(dirty_bytes()),
+        exports(cache,
+                {.most_extents = std::max<std::size_t>(
+                     least_extents, config.size / extents_share /
+                                        CachedExtents::extent_bytes),
+                 .dirty = config.mode == Mode::writeback ? &dirty : nullptr,
+                 .age = std::chrono::seconds(
+                     config.dirty_age.value_or(default_dirty_age))}) {}
+
+  static std::uint64_t dirty_bytes() {
+    return config.mode == Mode::writeback
+               ? config.dirty.value_or(config.size / dirty_share)
+               : 0;
+  }
+  static std::unique_ptr<CacheFile> make_file() {
+    if (config.file.empty()) return nullptr;
+    return std::make_unique<CacheFile>(
+        open_cache_store(config.file),
+        CacheFile::Options{
+            .bytes = config.file_size.value_or(default_file_size),
+            .block = config.block.value_or(largest_default),
+            .queue = std::max<std::uint64_t>(
+                std::min(config.size / file_queue_share, largest_file_queue),
+                config.block.value_or(largest_default) + file_queue_extra),
+            .report = report});
+  }
+
+  std::unique_ptr<CacheFile> file;  ///< the cache uses it to its end
   BlockCache cache;
-  Exports exports{cache};
+  DirtyLimit dirty;
+  Exports exports;
   std::mutex mutex;
   /// Guarded by mutex.  They belong to the filter, because nbdkit does not
   /// close the handles of clients that are connected when it ends.
   std::map<Connection*, std::unique_ptr<Connection>> connections;
+  std::optional<Writers> writers;
+  std::optional<SignalThread> on_signal;
 };
 std::unique_ptr<State> state;
 
@@ -145,15 +227,55 @@ int ask(Call&& call) {
   return r == 0 ? 0 : err != 0 ? err : EIO;
 }
 
-void statistics() {
-  if (radoscache_debug_stats == 0) return;
+std::string statistics_text() {
   const BlockCache::Statistics s = state->cache.statistics();
-  nbdkit_debug("radoscache: hits %" PRIu64 ", misses %" PRIu64
-               ", waits %" PRIu64 ", blocks inserted %" PRIu64
-               ", evicted %" PRIu64 ", dropped %" PRIu64 ", bytes %" PRIu64
-               " of %" PRIu64,
-               s.hits, s.misses, s.waits, s.inserted, s.evicted, s.dropped,
-               s.bytes, config.size);
+  std::ostringstream text;
+  text << "hits " << s.hits << ", misses " << s.misses << ", waits " << s.waits
+       << ", blocks inserted " << s.inserted << ", evicted " << s.evicted
+       << ", dropped " << s.dropped << ", bytes " << s.bytes << " of "
+       << config.size;
+  if (config.mode == Mode::writeback) {
+    WriteBack::Statistics all;
+    for (const auto& e : state->exports.all()) {
+      if (e->writes() == nullptr) continue;
+      const WriteBack::Statistics one = e->writes()->statistics();
+      all.taken += one.taken;
+      all.written += one.written;
+      all.failed += one.failed;
+      all.lost += one.lost;
+    }
+    text << "; writes kept " << all.taken << ", written below "
+         << all.written << ", failed " << all.failed << ", bytes lost "
+         << all.lost << ", dirty bytes " << state->dirty.used() << " of "
+         << state->dirty.limit();
+  }
+  if (state->file) {
+    const CacheFile::Statistics f = state->file->statistics();
+    text << "; file: hits " << f.hits << ", misses " << f.misses
+         << ", blocks written " << f.written << ", skipped " << f.skipped
+         << ", evicted " << f.evicted << ", dropped " << f.dropped
+         << ", errors " << f.errors << ", corrupt " << f.corrupt
+         << ", bytes " << f.bytes << " of " << state->file->options().bytes;
+  }
+  return text.str();
+}
+
+void statistics() {
+  if (radoscache_debug_stats == 0 || !state) return;
+  int err;
+  (void)guard("statistics", &err, [] {
+    nbdkit_debug("radoscache: %s", statistics_text().c_str());
+    return 0;
+  });
+}
+
+/// Nobody can write any more what an export keeps.
+void lost(Exports::Export& e) {
+  const std::uint64_t bytes = e.writes()->drop();
+  if (bytes != 0)
+    nbdkit_error("radoscache: export \"%s\": %" PRIu64
+                 " bytes that clients have written are lost",
+                 e.name().c_str(), bytes);
 }
 
 // Parameters ----------------------------------------------------------------
@@ -170,10 +292,12 @@ int set_config(nbdkit_next_config* next, nbdkit_backend* nxdata,
   if (k == "cache-mode") {
     if (v == "writethrough")
       config.mode = Mode::writethrough;
+    else if (v == "writeback")
+      config.mode = Mode::writeback;
     else if (v == "none")
       config.mode = Mode::none;
     else
-      return choose(key, value, "writethrough or none");
+      return choose(key, value, "writethrough, writeback or none");
   } else if (k == "cache-assume") {
     if (v == "immutable")
       config.assume = Assume::immutable;
@@ -184,8 +308,25 @@ int set_config(nbdkit_next_config* next, nbdkit_backend* nxdata,
   } else if (k == "cache-shared") {
     if (v != "unsafe") return choose(key, value, "unsafe");
     config.assume = Assume::unsafe;
+  } else if (k == "cache-dirty-age") {
+    unsigned seconds;
+    if (nbdkit_parse_unsigned(key, value, &seconds) == -1) return -1;
+    if (seconds < 1 || seconds > largest_dirty_age)
+      return choose(key, value, "1 to 3600 seconds");
+    config.dirty_age = seconds;
+  } else if (k == "cache-file") {
+    char* const path = nbdkit_absolute_path(value);
+    if (path == nullptr) return -1;
+    int err;
+    const int r = guard("config", &err, [&] {
+      config.file = path;
+      return 0;
+    });
+    std::free(path);
+    return r;
   } else if (k == "cache-size" || k == "cache-block" ||
-             k == "cache-readahead") {
+             k == "cache-readahead" || k == "cache-dirty" ||
+             k == "cache-file-size") {
     const std::int64_t n = nbdkit_parse_size(value);
     if (n == -1) return -1;
     const auto size = static_cast<std::uint64_t>(n);
@@ -193,6 +334,11 @@ int set_config(nbdkit_next_config* next, nbdkit_backend* nxdata,
       config.size = size;
     } else if (k == "cache-readahead") {
       config.read_ahead = size;
+    } else if (k == "cache-dirty") {
+      config.dirty = size;
+    } else if (k == "cache-file-size") {
+      if (size == 0) return choose(key, value, "more than 0");
+      config.file_size = size;
     } else {
       if (size < smallest_block || size > largest_block ||
           !std::has_single_bit(size))
@@ -205,27 +351,83 @@ int set_config(nbdkit_next_config* next, nbdkit_backend* nxdata,
   return 0;
 }
 
+/// Whether the parameters fit together; says what does not.
+bool consistent() {
+  if (config.mode != Mode::writeback && (config.dirty || config.dirty_age)) {
+    nbdkit_error("radoscache: %s= is only for cache-mode=writeback",
+                 config.dirty ? "cache-dirty" : "cache-dirty-age");
+    return false;
+  }
+  if (config.file_size && config.file.empty()) {
+    nbdkit_error("radoscache: cache-file-size= needs cache-file=");
+    return false;
+  }
+  if (config.mode == Mode::none) {
+    if (!config.file.empty())
+      nbdkit_error("radoscache: cache-file= is not for cache-mode=none");
+    return config.file.empty();
+  }
+  const std::uint64_t least = config.block.value_or(largest_default);
+  if (config.file_size && *config.file_size < least) {
+    nbdkit_error("radoscache: cache-file-size=%" PRIu64
+                 " is less than one block of %" PRIu64 " bytes",
+                 *config.file_size, least);
+    return false;
+  }
+  const std::uint64_t dirty = State::dirty_bytes();
+  if (dirty > config.size || config.size - dirty < 4 * least) {
+    nbdkit_error("radoscache: cache-size=%" PRIu64
+                 " less what is for writes, %" PRIu64
+                 ", is less than four blocks of %" PRIu64 " bytes",
+                 config.size, dirty, least);
+    return false;
+  }
+  return true;
+}
+
 int config_complete(nbdkit_next_config_complete* next,
                     nbdkit_backend* nxdata) {
-  if (config.mode != Mode::none) {
-    const std::uint64_t least = config.block.value_or(largest_default);
-    if (config.size < 4 * least) {
-      nbdkit_error("radoscache: cache-size=%" PRIu64
-                   " is less than four blocks of %" PRIu64 " bytes",
-                   config.size, least);
-      return -1;
-    }
-  }
+  if (!consistent()) return -1;
   int err;
-  if (guard("config", &err, [] {
-        state = std::make_unique<State>();
+  // To say early that it cannot be made.
+  if (guard("cache-file", &err, [] {
+        if (!config.file.empty()) (void)open_cache_store(config.file);
         return 0;
       }) == -1)
     return -1;
   return next(nxdata);
 }
 
-void cleanup(nbdkit_backend* /*backend*/) { statistics(); }
+int get_ready(int final_thread_model) {
+  thread_model = final_thread_model;
+  return 0;
+}
+
+int after_fork(nbdkit_backend* /*backend*/) {
+  int err;
+  return guard("start", &err, [] {
+    state = std::make_unique<State>();
+    // Where requests must not be concurrent, clients write what is due.
+    if (config.mode == Mode::writeback &&
+        thread_model == NBDKIT_THREAD_MODEL_PARALLEL)
+      state->writers.emplace(state->exports, state->dirty);
+    state->on_signal.emplace([] {
+      const std::string line = "radoscache: " + statistics_text() + "\n";
+      std::fputs(line.c_str(), stderr);
+      std::fflush(stderr);
+    });
+    return 0;
+  });
+}
+
+void cleanup(nbdkit_backend* /*backend*/) {
+  if (!state) return;
+  state->writers.reset();
+  state->on_signal.reset();
+  for (const auto& e : state->exports.all())
+    if (e->writes() != nullptr) lost(*e);
+  statistics();
+}
 
 void unload() { state.reset(); }
 
@@ -257,10 +459,33 @@ void* open_export(nbdkit_next_open* next, nbdkit_context* context,
   return made;
 }
 
+/// The plugin forgets a disk with its last client, and what could not be
+/// written cannot be written later; elsewhere the next client can.
+void detach(Connection& c) {
+  if (!c.channel) return;
+  const bool last = c.entry->remove(*c.channel);
+  c.channel.reset();
+  if (last && c.entry->promised()) lost(*c.entry);
+}
+
 void close_export(void* handle) {
   statistics();
+  detach(connection_of(handle));  // without finalize
   const std::scoped_lock lock(state->mutex);
   state->connections.erase(&connection_of(handle));
+}
+
+/// Writes data that was kept.
+WriteBack::Write writer(nbdkit_next* next, Exports::Export& e) {
+  return [next, &e](const char* data, std::uint32_t count,
+                    std::uint64_t offset) {
+    Exports::Changing changing(state->exports, e, count, offset);
+    const int r = ask([&](int* err) {
+      return next->pwrite(next, data, count, offset, 0, err);
+    });
+    if (r == 0) changing.done(data);
+    return r;
+  };
 }
 
 /// Finds out how the export below is to be cached.
@@ -296,22 +521,55 @@ int prepare(nbdkit_next* next, void* handle, int /*readonly*/) {
   }
   int err;
   return guard("prepare", &err, [&] {
-    connection_of(handle).entry = state->exports.use(
-        connection_of(handle).name,
+    Connection& c = connection_of(handle);
+    c.entry = state->exports.use(
+        c.name,
         {.size = static_cast<std::uint64_t>(size),
          .block = block,
          .max_fetch = std::min(maximum, largest_fetch) / block * block,
          .read_ahead =
              std::min(config.read_ahead, config.size / read_ahead_share)},
-        connection_of(handle).promise, config.assume.has_value());
+        c.promise, config.assume.has_value());
+    if (c.entry->writes() != nullptr && next->can_write(next) == 1) {
+      c.channel.emplace();
+      c.channel->write = writer(next, *c.entry);
+      c.entry->add(*c.channel);
+    }
     return 0;
   });
+}
+
+/// Writes everything that the export keeps: whoever else is connected may go
+/// without this.
+int finalize(nbdkit_next* /*next*/, void* handle) {
+  Connection& c = connection_of(handle);
+  if (!c.channel) return 0;
+  int err;
+  const int r = guard("flush", &err,
+                      [&] { return c.entry->writes()->flush(c.channel->write); });
+  if (r == -1)
+    nbdkit_error("radoscache: export \"%s\": what clients have written cannot "
+                 "be written below: %s",
+                 c.name.c_str(), std::strerror(err));
+  detach(c);
+  return 0;
 }
 
 // Properties ----------------------------------------------------------------
 
 int can_write(nbdkit_next* next, void* /*handle*/) {
   return immutable() ? 0 : next->can_write(next);
+}
+
+// What is kept here is written by a flush, whatever the plugin can.
+int can_flush(nbdkit_next* next, void* handle) {
+  return connection_of(handle).channel ? 1 : next->can_flush(next);
+}
+
+// A write with FUA goes through; where the plugin has no FUA, a flush follows.
+int can_fua(nbdkit_next* next, void* handle) {
+  return connection_of(handle).channel ? NBDKIT_FUA_NATIVE
+                                       : next->can_fua(next);
 }
 
 // Blocks are brought into the cache.
@@ -322,23 +580,45 @@ int can_cache(nbdkit_next* next, void* handle) {
 
 // Requests ------------------------------------------------------------------
 
-CachedDisk::Below reader(nbdkit_next* next) {
-  return [next](char* to, std::uint32_t count, std::uint64_t offset) {
+/// What this client's export keeps; null: nothing.
+WriteBack* writes_of(const Connection& c) {
+  return c.entry ? c.entry->writes() : nullptr;
+}
+
+/// Reads through the cache, if that is right now.
+int read_clean(nbdkit_next* next, void* handle, char* to, std::uint32_t count,
+               std::uint64_t offset) {
+  const CachedDisk::Version version = version_of(handle);
+  const auto below = [next](char* buffer, std::uint32_t n,
+                            std::uint64_t from) {
     return ask([&](int* e) {
-      return next->pread(next, to, count, offset, 0, e);
+      return next->pread(next, buffer, n, from, 0, e);
     });
   };
+  if (version == 0) return to != nullptr ? below(to, count, offset) : 0;
+  Connection& c = connection_of(handle);
+  return c.entry->disk().read(to, count, offset, c.streams, below, version);
 }
 
 int pread(nbdkit_next* next, void* handle, void* buffer, std::uint32_t count,
           std::uint64_t offset, std::uint32_t flags, int* err) {
-  const CachedDisk::Version version = version_of(handle);
-  if (version == 0)
-    return next->pread(next, buffer, count, offset, flags, err);
+  const Connection& c = connection_of(handle);
+  if (!c.entry) return next->pread(next, buffer, count, offset, flags, err);
   return guard("pread", err, [&] {
-    Connection& c = connection_of(handle);
-    return c.entry->disk().read(static_cast<char*>(buffer), count, offset,
-                                c.streams, reader(next), version);
+    char* const to = static_cast<char*>(buffer);
+    if (const int r = state->exports.settle(*c.entry, count, offset); r != 0)
+      return r;
+    WriteBack* const writes = writes_of(c);
+    if (writes == nullptr || writes->empty())
+      return read_clean(next, handle, to, count, offset);
+    // First what is kept; see write_back.hpp.
+    for (const WriteBack::Range& rest : writes->read(to, count, offset)) {
+      const int r = read_clean(next, handle, to + (rest.offset - offset),
+                               static_cast<std::uint32_t>(rest.length),
+                               rest.offset);
+      if (r != 0) return r;
+    }
+    return 0;
   });
 }
 
@@ -350,8 +630,16 @@ int change(const char* operation, void* handle, std::uint32_t count,
            std::uint64_t offset, Content content, const void* data, int* err,
            Call&& call) {
   return guard(operation, err, [&] {
-    Exports::Changing changing(state->exports, *connection_of(handle).entry,
-                               count, offset);
+    Connection& c = connection_of(handle);
+    if (const int r = state->exports.settle(*c.entry, count, offset); r != 0)
+      return r;
+    // Older data of this range must not come later.
+    if (WriteBack* const writes = writes_of(c);
+        writes != nullptr && !writes->empty() && c.channel)
+      if (const int r = writes->write_out(count, offset, c.channel->write);
+          r != 0)
+        return r;
+    Exports::Changing changing(state->exports, *c.entry, count, offset);
     const int r = ask(std::forward<Call>(call));
     if (r == 0 && content != Content::unknown)
       changing.done(content == Content::data ? static_cast<const char*>(data)
@@ -360,36 +648,132 @@ int change(const char* operation, void* handle, std::uint32_t count,
   });
 }
 
+/// The flags for the layer below; `flush` where it must be flushed instead.
+std::uint32_t fua_below(nbdkit_next* next, std::uint32_t flags, bool& flush) {
+  if ((flags & NBDKIT_FLAG_FUA) == 0 ||
+      next->can_fua(next) > NBDKIT_FUA_NONE)
+    return flags;
+  flush = next->can_flush(next) == 1;
+  return flags & ~NBDKIT_FLAG_FUA;
+}
+
+/// Keeps a write, or the first part of it; returns how many bytes.
+std::uint32_t keep(Connection& c, const char* data, std::uint32_t count,
+                   std::uint64_t offset) {
+  WriteBack& writes = *writes_of(c);
+  const WriteBack::Tenure tenure = c.entry->tenure();
+  if (tenure == 0 || count > largest_kept ||
+      state->exports.settle(*c.entry, count, offset) != 0)
+    return 0;
+  std::uint32_t kept = 0;
+  for (int i = 0; i < attempts_to_keep; ++i) {
+    const bool pressing = state->dirty.pressing();
+    const bool idle = state->dirty.used() == 0;
+    kept += writes.take(data + kept, count - kept, offset + kept, tenure);
+    if (!state->writers)
+      (void)writes.work(state->dirty.pressing(), c.channel->write);
+    else if (idle || pressing != state->dirty.pressing() ||
+             (offset + count) % writes.shape().chunk < count)
+      state->writers->notify();
+    if (kept == count || c.entry->tenure() != tenure ||
+        !writes.make_room(c.channel->write))
+      break;
+  }
+  return kept;
+}
+
 int pwrite(nbdkit_next* next, void* handle, const void* buffer,
            std::uint32_t count, std::uint64_t offset, std::uint32_t flags,
            int* err) {
-  if (!connection_of(handle).entry)
-    return next->pwrite(next, buffer, count, offset, flags, err);
-  return change("pwrite", handle, count, offset, Content::data, buffer, err,
-                [&](int* e) {
-                  return next->pwrite(next, buffer, count, offset, flags, e);
-                });
+  Connection& c = connection_of(handle);
+  if (!c.entry) return next->pwrite(next, buffer, count, offset, flags, err);
+  const char* data = static_cast<const char*>(buffer);
+  bool flush_below = false;
+  if (c.channel) {
+    if ((flags & NBDKIT_FLAG_FUA) == 0) {
+      std::uint32_t kept = 0;
+      if (guard("pwrite", err, [&] {
+            kept = keep(c, data, count, offset);
+            return 0;
+          }) == -1)
+        return -1;
+      data += kept;
+      offset += kept;
+      count -= kept;
+      if (count == 0) return 0;
+    } else {
+      flags = fua_below(next, flags, flush_below);
+    }
+  }
+  if (change("pwrite", handle, count, offset, Content::data, data, err,
+             [&](int* e) {
+               return next->pwrite(next, data, count, offset, flags, e);
+             }) == -1)
+    return -1;
+  return flush_below ? next->flush(next, 0, err) : 0;
 }
 
 int zero(nbdkit_next* next, void* handle, std::uint32_t count,
          std::uint64_t offset, std::uint32_t flags, int* err) {
-  if (!connection_of(handle).entry)
-    return next->zero(next, count, offset, flags, err);
-  return change("zero", handle, count, offset, Content::zeroes, nullptr, err,
-                [&](int* e) {
-                  return next->zero(next, count, offset, flags, e);
-                });
+  const Connection& c = connection_of(handle);
+  if (!c.entry) return next->zero(next, count, offset, flags, err);
+  bool flush_below = false;
+  if (c.channel) flags = fua_below(next, flags, flush_below);
+  if (change("zero", handle, count, offset, Content::zeroes, nullptr, err,
+             [&](int* e) {
+               return next->zero(next, count, offset, flags, e);
+             }) == -1)
+    return -1;
+  return flush_below ? next->flush(next, 0, err) : 0;
 }
 
 // What is trimmed reads as anything.
 int trim(nbdkit_next* next, void* handle, std::uint32_t count,
          std::uint64_t offset, std::uint32_t flags, int* err) {
-  if (!connection_of(handle).entry)
-    return next->trim(next, count, offset, flags, err);
-  return change("trim", handle, count, offset, Content::unknown, nullptr, err,
-                [&](int* e) {
-                  return next->trim(next, count, offset, flags, e);
-                });
+  const Connection& c = connection_of(handle);
+  if (!c.entry) return next->trim(next, count, offset, flags, err);
+  bool flush_below = false;
+  if (c.channel) flags = fua_below(next, flags, flush_below);
+  if (change("trim", handle, count, offset, Content::unknown, nullptr, err,
+             [&](int* e) {
+               return next->trim(next, count, offset, flags, e);
+             }) == -1)
+    return -1;
+  return flush_below ? next->flush(next, 0, err) : 0;
+}
+
+int flush(nbdkit_next* next, void* handle, std::uint32_t flags, int* err) {
+  Connection& c = connection_of(handle);
+  if (c.channel && guard("flush", err, [&] {
+        if (state->writers) state->writers->notify();
+        return c.entry->writes()->flush(c.channel->write);
+      }) == -1)
+    return -1;
+  return next->can_flush(next) == 1 ? next->flush(next, flags, err) : 0;
+}
+
+int extents(nbdkit_next* next, void* handle, std::uint32_t count,
+            std::uint64_t offset, std::uint32_t flags,
+            struct nbdkit_extents* list, int* err) {
+  const Connection& c = connection_of(handle);
+  if (!c.entry) return next->extents(next, count, offset, flags, list, err);
+  return guard("extents", err, [&] {
+    if (const int r = state->exports.settle(*c.entry, count, offset); r != 0)
+      return r;
+    NotBelow not_below;
+    if (WriteBack* const writes = writes_of(c);
+        writes != nullptr && !writes->empty())
+      not_below = [writes](const CachedExtents::Range& range) {
+        std::vector<CachedExtents::Range> ranges;
+        for (const WriteBack::Range& r :
+             writes->kept(range.length, range.offset))
+          ranges.push_back({r.offset, r.length});
+        return ranges;
+      };
+    return cached_block_status(next, count, offset, flags, list,
+                               c.entry->extents(), version_of(handle),
+                               not_below);
+  });
 }
 
 int cache(nbdkit_next* next, void* handle, std::uint32_t count,
@@ -397,12 +781,8 @@ int cache(nbdkit_next* next, void* handle, std::uint32_t count,
   if (!connection_of(handle).entry)
     return next->cache(next, count, offset, flags, err);
   // It is only advice.
-  const CachedDisk::Version version = version_of(handle);
-  if (version == 0) return 0;
   return guard("cache", err, [&] {
-    Connection& c = connection_of(handle);
-    return c.entry->disk().read(nullptr, count, offset, c.streams,
-                                reader(next), version);
+    return read_clean(next, handle, nullptr, count, offset);
   });
 }
 
@@ -416,16 +796,23 @@ struct nbdkit_filter make_filter() {
   f.config = set_config;
   f.config_complete = config_complete;
   f.config_help = config_help;
+  f.get_ready = get_ready;
+  f.after_fork = after_fork;
   f.cleanup = cleanup;
   f.open = open_export;
   f.close = close_export;
   f.prepare = prepare;
+  f.finalize = finalize;
   f.can_write = can_write;
+  f.can_flush = can_flush;
+  f.can_fua = can_fua;
   f.can_cache = can_cache;
   f.pread = pread;
   f.pwrite = pwrite;
   f.zero = zero;
   f.trim = trim;
+  f.flush = flush;
+  f.extents = extents;
   f.cache = cache;
   return f;
 }

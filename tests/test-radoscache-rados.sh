@@ -99,3 +99,69 @@ SCRIPT
 "$nbd_expect" "$(uri)" read-is 0 4K 97 , read-is 0 4K 97 , \
   run "bash $tmp/shut-out >$tmp/shut-out.log 2>&1" , \
   until 60 write 1M 4K 1 ESHUTDOWN , until 30 read 0 4K ESHUTDOWN
+stop_nbdkit
+
+say "writes are kept while the lock is held, and written before it goes"
+rbd import --no-progress "$tmp/data" rbd/kept
+writes() { grep -c " Write id=[0-9]* .*\.\.\.\$" "$tmp/log" || :; }
+serve pool=rbd image=kept lock=auto cache-mode=writeback cache-dirty-age=3600
+# The first write takes the lock.  librbd takes it for its first write.
+"$nbd_expect" "$(uri)" write 0 4K 1 ok , write 1M 4K 2 ok , \
+  write 1028K 4K 3 ok , read-is 1M 4K 2 , read-is 1028K 4K 3 , \
+  run "[ \$(grep -c ' Write id=' $tmp/log) -le 2 ]" , \
+  run "qemu-io -f raw 'rbd:rbd/kept:conf=$ceph_conf' \
+    -c 'read -P 97 1M 4K' -c 'write -P 4 1M 2K' -c 'read -P 4 1M 2K' \
+    -c 'read -P 2 1026K 2K' -c 'read -P 3 1028K 4K' \
+    >$tmp/io.log && ! grep -q failed $tmp/io.log" , \
+  read-is 1M 2K 4 , read-is 1026K 2K 2 , \
+  write 1M 1K 5 ok , write 1025K 1K 6 ok , read-is 1M 1K 5 , \
+  read-is 1026K 2K 2 , flush ok , write 2M 4K 7 ok
+assert_eq 5 "$(writes)" "writes below"
+rbd_export rbd/kept "$tmp/exported"
+stop_nbdkit
+cp "$tmp/data" "$tmp/model"
+while read -r offset length byte; do
+  head -c "$length" /dev/zero | tr '\0' "\\$byte" |
+    dd of="$tmp/model" bs=64K oflag=seek_bytes seek="$offset" conv=notrunc \
+      iflag=fullblock status=none
+done <<'EOF'
+0 4096 1
+1048576 1024 5
+1049600 1024 6
+1050624 2048 2
+1052672 4096 3
+2097152 4096 7
+EOF
+assert_same_bytes "$tmp/model" "$tmp/exported" "what was kept"
+
+say "two servers with write-back hand the lock to and fro"
+serve pool=rbd image=other lock=auto cache-mode=writeback cache-dirty-age=1
+first=$(uri)
+start_nbdkit --filter=radoscache rados "conf=$ceph_conf" pool=rbd \
+  image=other lock=auto cache-mode=writeback cache-dirty-age=3600
+timeout 100 "$random_ops" --ops 60 --connections 2 --adopt --max-length 256K \
+  "$first" "$(uri)" >/dev/null || die "two servers give different data"
+stop_nbdkit
+
+say "random requests with write-back, cache file and all"
+cp "$tmp/model" "$tmp/random.model"
+serve pool=rbd image=kept cache-mode=writeback cache-size=1M \
+  cache-file="$tmp" cache-file-size=4M cache-block=16K
+"$random_ops" --ops 1000 --threads 2 --connections 4 \
+  --model "$tmp/random.model" "$(uri)" >/dev/null
+stop_nbdkit
+rbd_export rbd/kept "$tmp/exported"
+assert_same_bytes "$tmp/random.model" "$tmp/exported" "after random requests"
+
+say "what was kept when the lock was lost is not written"
+rbd import --no-progress "$tmp/data" rbd/late
+serve pool=rbd image=late cache-mode=writeback cache-dirty-age=3600
+sed 's,rbd/lost,rbd/late,' "$tmp/shut-out" >"$tmp/shut-out-late"
+"$nbd_expect" "$(uri)" write 0 4K 1 ok , read-is 0 4K 1 , \
+  run "bash $tmp/shut-out-late >$tmp/shut-out.log 2>&1" , \
+  until 60 flush ESHUTDOWN , flush ESHUTDOWN
+grep -q "4096 bytes that clients have written are lost" "$nbdkit_log" ||
+  die "no message about what is lost"
+stop_nbdkit
+rbd_export rbd/late "$tmp/exported"
+assert_same_bytes "$tmp/data" "$tmp/exported" "the image after the loss"

@@ -6,7 +6,9 @@
 
 source "$(dirname "$0")/functions.sh"
 requires_program nbdinfo jq nbdcopy
-requires_built "$nbd_expect"
+requires_built "$nbd_expect" "$random_ops" \
+  "$builddir/filters/radosoffset/.libs/nbdkit-radosoffset-filter.so" \
+  "$builddir/filters/radoscache/.libs/nbdkit-radoscache-filter.so"
 requires_plugin
 start_ceph
 make_pool other
@@ -174,3 +176,49 @@ for n in {1..20}; do
 done
 for pid in "${pids[@]}"; do wait "$pid" || die "one of twenty failed"; done
 stop_nbdkit
+
+say "the same range of several images, through the filters"
+first=77777
+length=900000
+images=(a two listed)
+for image in "${images[@]}"; do
+  rbd_export "rbd/$image" "$tmp/$image.model"
+  tail -c +$((first + 1)) "$tmp/$image.model" | head -c $length \
+    >"$tmp/$image.part" || :
+done
+for filters in --filter=radosoffset \
+  "--filter=radoscache --filter=radosoffset"; do
+  # shellcheck disable=SC2086
+  start_nbdkit $filters rados "conf=$ceph_conf" pool=rbd lock=auto \
+    offset=$first range=$length
+  pids=()
+  for image in "${images[@]}"; do
+    "$random_ops" --ops 300 --connections 2 --batch 4 --max-length 200K \
+      --boundaries 4096,64K --model "$tmp/$image.part" "$(uri $image)" \
+      >/dev/null &
+    pids+=($!)
+  done
+  for pid in "${pids[@]}"; do wait "$pid" || die "a range of an image"; done
+  rbd_snap rbd/two@range
+  "$nbd_expect" "$(uri two)" write 100000 4096 7 ok
+  printf '\7%.0s' {1..4096} |
+    dd of="$tmp/two.part" bs=100000 seek=1 conv=notrunc status=none
+  for new in two two@range; do
+    "$nbd_expect" "$(uri $new)" size $length
+  done
+  assert_eq "0 100000 1
+100000 4096 0
+104096 795904 1" "$(nbdinfo --map "$(uri two@since=range)" |
+    awk '{print $1, $2, $3}')" "range of a difference"
+  "$nbd_expect" "$(uri ns/inside@s)" read-is 0 $length 0 , \
+    status $((length - 1)) 1 ok
+  stop_nbdkit
+  rbd snap rm --no-progress rbd/two@range
+  for image in "${images[@]}"; do
+    dd if="$tmp/$image.part" of="$tmp/$image.model" bs=64K seek=$first \
+      oflag=seek_bytes conv=notrunc status=none
+    rbd_export "rbd/$image" "$tmp/exported"
+    assert_same_bytes "$tmp/$image.model" "$tmp/exported" \
+      "$image, changed within the range, $filters"
+  done
+done

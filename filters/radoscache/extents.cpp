@@ -13,13 +13,6 @@ namespace {
 
 using Extent = CachedExtents::Extent;
 
-/// Answers end there.  nbdkit 1.32.5 aborts when an extent of 4 GiB or more
-/// ends within a request of nearly 4 GiB (server/protocol.c,
-/// extents_to_block_descriptors), so none may be as long.  A multiple of the
-/// largest minimum of NBD block sizes.
-constexpr std::uint64_t longest_answer =
-    (std::uint64_t{1} << 32) - (std::uint64_t{64} << 10);
-
 struct Free {
   void operator()(struct nbdkit_extents* list) const noexcept {
     nbdkit_extents_free(list);
@@ -54,15 +47,17 @@ int ask(nbdkit_next* next, std::uint64_t count, std::uint64_t offset,
   return 0;
 }
 
-/// Gives the client what it asked for, and all of the last extent of that.
+/// Gives the client what it asked for, and no more.  Nobody has looked for what
+/// is not below yet behind that.  And nbdkit 1.32.5 aborts on an extent of more
+/// than 4 GiB that ends within or with a request of nearly 4 GiB
+/// (server/protocol.c, extents_to_block_descriptors).
 int give(const std::vector<Extent>& answer, std::uint32_t count,
-         std::uint64_t offset, std::uint64_t longest,
-         struct nbdkit_extents* list) {
+         std::uint64_t offset, struct nbdkit_extents* list) {
   for (const Extent& e : answer) {
     const std::uint64_t before = e.offset - offset;
-    if (before >= count || before >= longest) break;
+    if (before >= count) break;
     errno = 0;
-    if (nbdkit_add_extent(list, e.offset, std::min(e.length, longest - before),
+    if (nbdkit_add_extent(list, e.offset, std::min(e.length, count - before),
                           e.type) == -1)
       return errno != 0 ? errno : EIO;
   }
@@ -76,18 +71,8 @@ int cached_block_status(nbdkit_next* next, std::uint32_t count,
                         struct nbdkit_extents* list, CachedExtents& known,
                         CachedExtents::Version version,
                         const NotBelow& not_below) {
-  if (version == 0 && !not_below) {
-    int err = 0;
-    if (next->extents(next, count, offset, flags, list, &err) == 0) return 0;
-    return err != 0 ? err : EIO;
-  }
   std::vector<CachedExtents::Range> dirty;
-  std::uint64_t longest = longest_answer;
-  if (not_below) {
-    dirty = not_below({offset, count});
-    // Nothing is known of what is not below behind the range.
-    longest = std::min<std::uint64_t>(longest, count);
-  }
+  if (not_below) dirty = not_below({offset, count});
   const std::uint64_t wanted =
       (flags & NBDKIT_FLAG_REQ_ONE) != 0 ? 1 : count;
 
@@ -113,7 +98,7 @@ int cached_block_status(nbdkit_next* next, std::uint32_t count,
     if (err != 0) return err;
   }
   mark_data(answer, std::move(dirty));
-  return give(answer, count, offset, longest, list);
+  return give(answer, count, offset, list);
 }
 
 }  // namespace nbdrados

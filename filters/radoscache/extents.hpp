@@ -27,8 +27,10 @@ using NotBelow = std::function<std::vector<CachedExtents::Range>(
 
 /// The filter's .extents: the parameters as nbdkit gives them.  `version` is
 /// what the export may be remembered under (read before the call), 0 for not
-/// now.  What `not_below` returns is given to the client as data; it is called
-/// before anything else, and whoever takes data below must end the change
+/// now.  No more is answered than was asked for.
+///
+/// What `not_below` returns is given to the client as data.  It is called before
+/// anything else, and whoever takes data below must end the change
 /// (CachedExtents::Changing) before not_below() stops returning its range.
 ///
 /// Returns 0 or an errno; a message has been given to nbdkit then.  May throw

@@ -34,9 +34,18 @@ serve pool=rbd image=disk@s
 "$nbd_expect" "$(uri)" read-is 0 1M 97 , read-is 0 1M 97 , \
   run "'$nbd_expect' '$(uri)' read-is 64K 4K 97 , read-is 0 1M 97"
 assert_eq 1 "$(below)" "reads of the snapshot below"
-# With its last client an image is closed, and nothing of it is kept.
+# It is kept when nobody has it open.  A snapshot of the same name is not it.
 "$nbd_expect" "$(uri)" read-is 64K 4K 97
-assert_eq 2 "$(below)" "reads of the snapshot that was opened again"
+assert_eq 1 "$(below)" "reads of the snapshot that was opened again"
+librbd_write disk 64K 4K 5
+"$nbd_expect" "$(uri)" read-is 64K 4K 97
+rbd snap rm --no-progress rbd/disk@s
+rbd_snap rbd/disk@s
+"$nbd_expect" "$(uri)" read-is 64K 4K 5
+assert_eq 2 "$(below)" "reads of another snapshot of that name"
+librbd_write disk 64K 4K 97
+rbd snap rm --no-progress rbd/disk@s
+rbd_snap rbd/disk@s
 stop_nbdkit
 
 say "an image is cached while its lock is held"

@@ -2,6 +2,7 @@
 
 #include "coherence/coherence.hpp"
 
+#include <map>
 #include <utility>
 
 namespace nbdrados {
@@ -37,6 +38,17 @@ void Promise::give_up() const noexcept {
 
 std::shared_ptr<Promise> make_promise() {
   return std::make_shared<Promise>();
+}
+
+std::shared_ptr<Promise> constant_promise(const std::string& identity) {
+  static std::mutex mutex;
+  static std::map<std::string, std::weak_ptr<Promise>> all;
+  const std::scoped_lock lock(mutex);
+  std::erase_if(all, [](const auto& p) { return p.second.expired(); });
+  std::weak_ptr<Promise>& known = all[identity];
+  std::shared_ptr<Promise> promise = known.lock();
+  if (!promise) known = promise = make_promise();
+  return promise;
 }
 
 void offer_promise(std::shared_ptr<const Promise> promise) noexcept {

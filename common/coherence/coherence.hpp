@@ -34,6 +34,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <vector>
 
 namespace nbdrados {
@@ -49,7 +50,8 @@ class Keeper {
 };
 
 /// Of one disk; whoever has the same object has the same disk.  Thread-safe
-/// for readers; the plugin makes changes one at a time.
+/// for readers; the plugin makes changes one at a time, but for end() and
+/// begin(), which may be called at any time.
 class __attribute__((visibility("default"))) Promise {
  public:
   /// 0: data must not be cached.
@@ -77,7 +79,7 @@ class __attribute__((visibility("default"))) Promise {
 
  private:
   std::atomic<std::uint64_t> now_{0};
-  std::uint64_t last_ = 0;
+  std::atomic<std::uint64_t> last_{0};
   std::atomic<std::uint64_t> tenure_{0};
   std::uint64_t last_tenure_ = 0;
   mutable std::mutex mutex_;
@@ -90,6 +92,13 @@ class __attribute__((visibility("default"))) Promise {
 /// longer than the plugin's code is loaded.
 [[nodiscard]] __attribute__((visibility("default"))) std::shared_ptr<Promise>
 make_promise();
+
+/// The promise of data that never changes, such as a snapshot's.  `identity`
+/// names it in this process, now and later: the same promise is returned as
+/// long as anybody has it, so that a cache may keep what it has while nobody
+/// has the data open.  Thread-safe.
+[[nodiscard]] __attribute__((visibility("default"))) std::shared_ptr<Promise>
+constant_promise(const std::string& identity);
 
 /// Leaves a promise for whoever has called this thread's .open; null for none.
 /// A former one is forgotten.

@@ -103,6 +103,8 @@ Image::Image(std::unique_ptr<ImageFormat> format, ImageOptions options)
 
 // The lock is given away when the members go.
 Image::~Image() {
+  // A snapshot stays what it is.
+  if (!promise_ || constant_snap_ != snap_head) return;
   promise_->end();
   promise_->end_tenure();
 }
@@ -164,10 +166,23 @@ void Image::publish(View view) {
 
 /// Tells caches above what they may keep no longer.  Returns whether a promise
 /// begins with this view.  The caller holds state_mutex_.
-bool Image::keep_promise(const View& view) noexcept {
+bool Image::keep_promise(const View& view) {
+  if (!promise_) {
+    // A snapshot's id is never used again in its image, nor an image's prefix.
+    promise_ = view.snap == snap_head
+                   ? make_promise()
+                   : constant_promise(traits_.name + '\n' +
+                                      traits_.object_prefix + '\n' +
+                                      std::to_string(view.snap));
+    constant_snap_ = view.snap;
+  }
   // What is in a snapshot stays, whatever happens to the header.
-  const bool constant =
-      view.failure == 0 && (view.snap != snap_head || view.known);
+  if (constant_snap_ != snap_head) {
+    if (view.failure != 0 || view.snap != constant_snap_) promise_->end();
+    return view.failure == 0 && view.snap == constant_snap_ &&
+           promise_->generation() == 0;
+  }
+  const bool constant = view.failure == 0 && view.known;
   const bool same = promise_->generation() != 0 && view.snap == last_.snap &&
                     view.size == last_.size;
   if (!constant || !same) promise_->end();

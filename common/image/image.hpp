@@ -373,7 +373,7 @@ class Image {
   [[nodiscard]] bool can_be_sure(const View& view) const noexcept {
     return view.overlap == 0 && !options_.backing;
   }
-  [[nodiscard]] bool keep_promise(const View& view) noexcept;
+  [[nodiscard]] bool keep_promise(const View& view);
   /// What is known of objects is not to be believed any more.
   void distrust();
 
@@ -482,7 +482,9 @@ class Image {
   WriteMerger merger_;
   KnownExtents known_;
   /// Changed under state_mutex_.
-  const std::shared_ptr<Promise> promise_ = make_promise();
+  /// Made with the first view.
+  std::shared_ptr<Promise> promise_;
+  SnapId constant_snap_ = snap_head;  ///< what promise_ is of
   /// OSDs know the method sparse_copyup, as far as is known.
   std::atomic<bool> sparse_copyup_{true};
   /// A write was given up that may still be carried out.

@@ -9,7 +9,6 @@ source "$(dirname "$0")/functions.sh"
 requires_program nbdkit nbdinfo
 requires nbdkit --filter=log --filter=delay null --version
 requires nbdkit eval --version
-requires nbdkit data --version
 requires_built "$nbd_expect" "$random_ops" \
   "$builddir/filters/radoscache/.libs/nbdkit-radoscache-filter.so"
 
@@ -57,18 +56,19 @@ assert_eq 1 "$(asked)" "questions for an extent and a map"
 stop_nbdkit
 
 # In small steps, one extent each, as qemu does.
-words=''
+writes=()
 steps=()
 for ((i = 0; i < 640; i++)); do
   if ((i % 16 == 3)); then
-    words+="@$((i * 65536)) 1*65536 "
-    steps+=(extents $((i * 65536)) 65536 65536:data req-one ,)
+    writes+=(write $((i * 65536)) 64K 1 ok ,)
+    steps+=(extents $((i * 65536)) 64K 65536:data req-one ,)
   else
-    steps+=(extents $((i * 65536)) 65536 65536:hole req-one ,)
+    steps+=(extents $((i * 65536)) 64K 65536:hole req-one ,)
   fi
 done
-start_nbdkit --filter=radoscache --filter=log data "$words" size=40M \
-  logfile="$tmp/log" cache-assume=immutable
+start_nbdkit --filter=radoscache --filter=log memory 40M \
+  logfile="$tmp/log" cache-assume=exclusive
+"$nbd_expect" "$(uri)" "${writes[@]}" size 40M
 for i in 1 2; do
   "$nbd_expect" "$(uri)" "${steps[@]}" size 40M
   assert_eq 1 "$(asked)" "questions for small steps, round $i"

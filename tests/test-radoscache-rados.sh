@@ -89,6 +89,16 @@ serve -r pool=rbd image=disk cache-shared=unsafe
 assert_eq 1 "$(below)" "reads that are cached unsafely"
 stop_nbdkit
 
+say "one image under two names, of which neither has a promise that holds"
+serve pool=rbd cache-assume=exclusive cache-mode=writeback
+"$nbd_expect" "$(uri disk)" \
+  run "'$nbd_expect' '$(uri disk@since=s)' read-is 2M 64K 4 , \
+    run \"'$nbd_expect' '$(uri disk)' write 2M 64K 97 ok\" , \
+    read-is 2M 64K 97" , write 2M 4K 3 ok , \
+  run "'$nbd_expect' '$(uri disk@since=s)' read-is 2M 4K 3" , \
+  write 2M 64K 4 ok
+stop_nbdkit
+
 say "two servers with caches hand the lock to and fro"
 serve pool=rbd image=other lock=auto
 first=$(uri)
@@ -152,6 +162,21 @@ timeout 100 "$random_ops" --ops 60 --connections 2 --adopt --max-length 256K \
   "$first" "$(uri)" >/dev/null || die "two servers give different data"
 stop_nbdkit
 
+say "block status is kept while the lock is"
+rbd create --size 8M rbd/sparse
+serve pool=rbd image=sparse lock=auto
+"$nbd_expect" "$(uri)" write 4M 64K 3 ok , \
+  extents 2M 64K 65536:hole req-one , extents 3M 64K 65536:hole req-one , \
+  run "[ \$(grep -c ' Extents id=[0-9]* .*\.\.\.\$' '$tmp/log') -eq 1 ]" , \
+  run "qemu-io -f raw 'rbd:rbd/sparse:conf=$ceph_conf' \
+    -c 'write -P 5 2M 64K' >/dev/null" , \
+  extents 2M 64K 65536:data req-one , write 0 4K 1 ok , \
+  extents 2M 64K 65536:data req-one , extents 3M 64K 65536:hole req-one , \
+  run "qemu-io -f raw 'rbd:rbd/sparse:conf=$ceph_conf' \
+    -c 'write -P 5 3M 64K' >/dev/null" , \
+  extents 3M 64K 65536:data req-one
+stop_nbdkit
+
 say "random requests with write-back, cache file and all"
 cp "$tmp/model" "$tmp/random.model"
 serve pool=rbd image=kept cache-mode=writeback cache-size=1M \
@@ -168,7 +193,7 @@ serve pool=rbd image=late cache-mode=writeback cache-dirty-age=3600
 sed 's,rbd/lost,rbd/late,' "$tmp/shut-out" >"$tmp/shut-out-late"
 "$nbd_expect" "$(uri)" write 0 4K 1 ok , read-is 0 4K 1 , \
   run "bash $tmp/shut-out-late >$tmp/shut-out.log 2>&1" , \
-  until 60 flush ESHUTDOWN , flush ESHUTDOWN
+  until 60 read 5M 4K ESHUTDOWN , flush ESHUTDOWN
 grep -q "4096 bytes that clients have written are lost" "$nbdkit_log" ||
   die "no message about what is lost"
 stop_nbdkit

@@ -50,7 +50,9 @@ say "FUA, zero, trim and large writes go through, after older data"
   run "dd if=$tmp/disk bs=4K skip=1 count=1 status=none | tr -d '\005' |
     wc -c | grep -qx 0" , read-is 0 4K 4 , read-is 4K 4K 5 , \
   write 1M 64K 6 ok , zero 1M 4K ok , read-is 1M 4K 0 , read-is 1028K 60K 6 , \
-  write 2M 64K 7 ok , trim 2M 64K ok , \
+  write 2M 64K 7 ok , trim 2M 64K ok , read-is 2M 64K 0 , \
+  write 6M 64K 6 ok , flush ok , write 6M 64K 7 ok , \
+  trim 6146K 4K ok , read-is 6M 2K 7 , read-is 6150K 58K 7 , \
   write 3M 4K 8 ok , write 3M 2M 9 ok , read-is 3M 2M 9
 has 4K 4K 5
 has 1M 4K 0
@@ -140,7 +142,9 @@ start_nbdkit --filter=radoscache --filter=error file "$tmp/disk" \
   error-pwrite-file="$tmp/bad-pwrite"
 touch "$tmp/bad-pwrite"
 "$nbd_expect" "$(uri)" write 0 4K 1 ok , flush ENOSPC , flush ENOSPC , \
-  read-is 0 4K 1 , zero 0 4K ENOSPC , write 0 2K 2 ENOSPC fua , \
+  read-is 0 4K 1 , write 0 2K 2 ENOSPC fua , read-is 0 4K 1 , \
+  write 64K 4K 8 ok , zero 64K 2K ok , read-is 64K 2K 0 , read-is 66K 2K 8 , \
+  trim 64K 4K ok , read-is 64K 2K 0 , read-is 66K 2K 8 , \
   write 2K 2K 3 ok , read-is 0 2K 1 , read-is 2K 2K 3 , \
   write 512K 4K 4 ok , \
   run "'$nbd_expect' '$(uri)' read-is 0 2K 1 , flush ENOSPC" , \
@@ -210,11 +214,35 @@ start_nbdkit --filter=radoscache --filter=noparallel file "$tmp/disk" \
 assert_same_bytes "$tmp/model" "$tmp/disk" "after serial requests"
 stop_nbdkit
 
+say "plugins that do not allow it"
+serve file "$tmp/disk" --filter=noparallel serialize=requests
+"$nbd_expect" "$(uri)" write 0 4K 1 ok , \
+  run "grep -q ' Write id=' $tmp/log"
+stop_nbdkit
+serve --filter=multi-conn file "$tmp/disk" multi-conn-mode=disable
+"$nbd_expect" "$(uri)" write 0 4K 1 ok , \
+  run "grep -q ' Write id=' $tmp/log"
+stop_nbdkit
+
+say "exports that are different disks"
+start_nbdkit --filter=radoscache --filter=error file dir="$tmp/dir" \
+  cache-assume=exclusive cache-mode=writeback cache-dirty-age=3600 \
+  cache-exports=distinct error-pwrite=ENOSPC error-pwrite-rate=100% \
+  error-pwrite-file="$tmp/bad-pwrite"
+cp "$tmp/dir/two" "$tmp/two"
+touch "$tmp/bad-pwrite"
+"$nbd_expect" "$(uri one)" write 0 4K 1 ok , flush ENOSPC , \
+  run "'$nbd_expect' '$(uri two)' read 0 4K ok" , run "rm $tmp/bad-pwrite" , \
+  run "'$nbd_expect' '$(uri two)' write 4K 4K 2 ok" , \
+  flush ok
+cmp -n 4096 "$tmp/two" "$tmp/dir/two" || die "the other disk has changed"
+stop_nbdkit
+
 say "a plugin without FUA and flush"
 start_nbdkit --filter=radoscache eval get_size='echo 1M' \
   pread="dd if=$tmp/disk iflag=skip_bytes,count_bytes skip=\$4 count=\$3" \
   pwrite="dd of=$tmp/disk oflag=seek_bytes seek=\$4 conv=notrunc" \
-  can_write='exit 0' cache-assume=exclusive cache-mode=writeback
+  can_write='exit 0' can_multi_conn='exit 0' cache-assume=exclusive cache-mode=writeback
 "$nbd_expect" "$(uri)" flag fua yes , flag flush yes , write 0 4K 1 ok , \
   write 4K 4K 2 ok fua , flush ok
 has 0 4K 1
@@ -224,7 +252,7 @@ stop_nbdkit
 start_nbdkit --filter=radoscache eval get_size='echo 1M' \
   pread="dd if=$tmp/disk iflag=skip_bytes,count_bytes skip=\$4 count=\$3" \
   pwrite="dd of=$tmp/disk oflag=seek_bytes seek=\$4 conv=notrunc" \
-  can_write='exit 0' can_flush='exit 0' \
+  can_write='exit 0' can_flush='exit 0' can_multi_conn='exit 0' \
   flush="if [ -e $tmp/bad-flush ]; then echo EIO >&2; exit 1; fi" \
   cache-assume=exclusive cache-mode=writeback
 "$nbd_expect" "$(uri)" write 0 4K 3 ok , flush ok , write 0 4K 4 ok , \

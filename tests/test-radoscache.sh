@@ -210,6 +210,7 @@ refused "cache-file= is not for cache-mode=none" cache-mode=none \
   cache-file="$tmp"
 refused "$tmp/no/such" cache-file="$tmp/no/such/folder"
 refused "cache-shared=safe: use unsafe" cache-shared=safe
+refused "cache-exports=same: use distinct" cache-exports=same
 refused "cache-block=5000: use a power of two" cache-block=5000
 refused "cache-size=1000 less what is for writes, 0, is less than" cache-size=1000 cache-assume=immutable
 start_nbdkit --filter=radoscache eval get_size='echo 1M' \

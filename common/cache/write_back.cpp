@@ -21,6 +21,8 @@ constexpr std::size_t smallest_page = 4096;
 constexpr std::size_t most_pages = 1024;
 /// Of a range in a vector that has grown to twice what it needs.
 constexpr std::uint64_t range_cost = 16;
+/// What one page of page tables is for.
+constexpr std::uint64_t table_span = 2 << 20;
 /// Of a layer, and what leads to it, besides its pages.
 constexpr std::uint64_t layer_cost = 1024;
 /// After a write below failed, until it is tried again unasked.
@@ -49,6 +51,26 @@ void add(Parts& parts, Part part) {
     *first = part;
     parts.erase(first + 1, last);
   }
+}
+
+/// Takes a part out of ascending ones.  Takes no memory if there is room for
+/// one more.
+void remove(Parts& parts, Part part) {
+  auto p = std::ranges::upper_bound(parts, part.from, {}, &Part::to);
+  if (p == parts.end()) return;
+  if (p->from < part.from) {
+    const std::uint32_t end = p->to;
+    p->to = part.from;
+    ++p;
+    if (end > part.to) {
+      parts.insert(p, {part.to, end});
+      return;
+    }
+  }
+  auto last = p;
+  while (last != parts.end() && last->to <= part.to) ++last;
+  if (last != parts.end() && last->from < part.to) last->from = part.to;
+  parts.erase(p, last);
 }
 
 /// What of [from, to) is not in `parts`.
@@ -118,10 +140,22 @@ struct WriteBack::Layer {
   Tenure tenure;
   Parts parts;
   std::bitset<most_pages> pages;
+  /// Which page tables are needed: the memory can begin within one.
+  std::bitset<4> tables;
   std::uint64_t charged = 0;
 
+  [[nodiscard]] std::size_t table(std::size_t offset) const noexcept {
+    const auto start = reinterpret_cast<std::uintptr_t>(memory.data());
+    return (start + offset) / table_span - start / table_span;
+  }
+  /// The memory of [from, to) is used.
+  void use(std::size_t from, std::size_t to, std::size_t page) noexcept {
+    for (std::size_t p = from / page; p <= (to - 1) / page; ++p) pages.set(p);
+    for (std::size_t t = table(from); t <= table(to - 1); ++t) tables.set(t);
+  }
   [[nodiscard]] std::uint64_t cost(std::size_t page) const noexcept {
-    return pages.count() * page + parts.size() * range_cost + layer_cost;
+    return pages.count() * page + tables.count() * smallest_page +
+           parts.size() * range_cost + layer_cost;
   }
 };
 
@@ -141,6 +175,7 @@ struct WriteBack::Chunk {
   std::shared_ptr<Out> out;
   Clock::time_point since;       ///< `now` has data
   Clock::time_point not_before;  ///< it may be written unasked
+  unsigned held = 0;             ///< by Hold: no `out` may begin
   /// One node, here or (there is a `now` and no `out`) in Shard::waiting.
   std::list<std::uint64_t> parked;
   std::list<std::uint64_t>::iterator place;
@@ -150,7 +185,7 @@ struct WriteBack::Chunk {
 struct WriteBack::Shard {
   mutable std::mutex mutex;
   // Everything below is guarded by it.
-  std::condition_variable ended;  ///< an Out
+  std::condition_variable ended;  ///< an Out or a Hold
   std::unordered_map<std::uint64_t, Chunk> chunks;
   std::list<std::uint64_t> waiting;  ///< about the oldest first
   std::vector<std::pair<std::uint64_t, std::shared_ptr<Out>>> outs;
@@ -209,23 +244,26 @@ bool WriteBack::put(Shard& s, std::uint64_t number, std::uint32_t from,
   const bool made = found == s.chunks.end() || !found->second.now;
   if (!made && found->second.now->tenure != tenure) return false;
 
+  // What it takes at most; the rest is given back.
   std::uint64_t fresh = 0;
-  const std::size_t first = from / page_;
-  const std::size_t last = (from + length - 1) / page_;
-  for (std::size_t p = first; p <= last; ++p)
+  for (std::size_t p = from / page_; p <= (from + length - 1) / page_; ++p)
     if (made || !found->second.now->pages[p]) ++fresh;
-  const std::uint64_t most =
-      fresh * page_ + range_cost + (made ? layer_cost : 0);
+  std::uint64_t most = fresh * page_ + range_cost + (made ? layer_cost : 0);
+  if (fresh != 0) most += (length / table_span + 2) * smallest_page;
   if (!limit_.take(most)) return false;
   Chunk* chunk = nullptr;
   try {
     std::unique_ptr<Layer> layer;
     if (made) layer = std::make_unique<Layer>(shape_.chunk, tenure);
     Parts& parts = made ? layer->parts : found->second.now->parts;
-    if (parts.size() == parts.capacity())
-      parts.reserve(std::max<std::size_t>(4, 2 * parts.size()));
+    // Each Hold may cut a part in two.
+    const std::size_t room =
+        parts.size() + 2 + (found != s.chunks.end() ? found->second.held : 0);
+    if (room > parts.capacity())
+      parts.reserve(std::max<std::size_t>(room, 2 * parts.size()));
     if (found != s.chunks.end()) {
       chunk = &found->second;
+      if (!chunk->out && !chunk->waits()) queue(s, *chunk, false);
     } else {
       std::list<std::uint64_t> node{number};
       chunk = &s.chunks[number];
@@ -246,7 +284,7 @@ bool WriteBack::put(Shard& s, std::uint64_t number, std::uint32_t from,
   }
   Layer& now = *chunk->now;
   std::memcpy(now.memory.data() + from, data, length);
-  for (std::size_t p = first; p <= last; ++p) now.pages.set(p);
+  now.use(from, from + length, page_);
   add(now.parts, {from, from + length});
   const std::uint64_t cost = now.cost(page_);
   const std::uint64_t had = now.charged + most;
@@ -367,7 +405,7 @@ bool WriteBack::begin(Shard& s, std::uint64_t number, Chunk& chunk,
     s.statistics.lost += length_of(chunk.now->parts);
     s.statistics.bytes -= chunk.now->charged;
     limit_.give(chunk.now->charged);
-    lost_.store(true);
+    losses_.fetch_add(1);
     lost = ESHUTDOWN;
     erase(s, number);
     return false;
@@ -449,9 +487,7 @@ void WriteBack::end(Shard& s, std::uint64_t number, Chunk& chunk) noexcept {
         for (const Part& gap : gaps) {
           std::memcpy(now.memory.data() + gap.from,
                       layer.memory.data() + gap.from, gap.to - gap.from);
-          for (std::size_t page = gap.from / page_;
-               page <= (gap.to - 1) / page_; ++page)
-            now.pages.set(page);
+          now.use(gap.from, gap.to, page_);
           add(now.parts, gap);
         }
       }
@@ -462,17 +498,17 @@ void WriteBack::end(Shard& s, std::uint64_t number, Chunk& chunk) noexcept {
       now.charged = cost;
     } else {
       s.statistics.lost += length_of(rest);
-      lost_.store(true);
+      losses_.fetch_add(1);
     }
     chunk.not_before = Clock::now() + retry_interval;
   } catch (const std::bad_alloc&) {
     s.statistics.lost += length_of(layer.parts);
-    lost_.store(true);
+    losses_.fetch_add(1);
   }
   s.statistics.bytes -= freed;
   limit_.give(freed);
   if (!chunk.now) {
-    erase(s, number);
+    if (chunk.held == 0) erase(s, number);
     return;
   }
   const bool full = chunk.now->parts.front().from == 0 &&
@@ -488,7 +524,10 @@ int WriteBack::write_chunk(std::uint64_t number, const Write& write) {
   // What is under way may have begun before the data came that the caller
   // means; what follows it, has it.
   for (int pass = 0; pass < 2; ++pass) {
-    const auto found = s.chunks.find(number);
+    auto found = s.chunks.find(number);
+    for (; found != s.chunks.end() && found->second.held != 0;
+         found = s.chunks.find(number))
+      s.ended.wait(lock);
     if (found == s.chunks.end()) return pass == 0 ? 0 : result;
     std::shared_ptr<Out> out = found->second.out;
     const bool begun = !out;
@@ -523,8 +562,7 @@ int WriteBack::flush(const Write& write) {
     throw;
   }
   urgent_.fetch_sub(1);
-  const bool lost = lost_.exchange(false);
-  return result != 0 ? result : lost ? ESHUTDOWN : 0;
+  return result;
 }
 
 bool WriteBack::work(bool pressing, const Write& write) {
@@ -546,7 +584,7 @@ bool WriteBack::work(bool pressing, const Write& write) {
     for (const std::uint64_t number : s.waiting) {
       if (++looked_at > most_looked_at) break;
       Chunk& chunk = s.chunks.find(number)->second;
-      if (chunk.not_before > time ||
+      if (chunk.held != 0 || chunk.not_before > time ||
           !(all || chunk.since + shape_.age <= time))
         continue;
       int lost = 0;
@@ -570,6 +608,81 @@ bool WriteBack::work(bool pressing, const Write& write) {
   return false;
 }
 
+void WriteBack::close(Tenure tenure) noexcept {
+  closed_.store(tenure);
+  // Who has not seen that is in a shard now.
+  for (std::size_t i = 0; i < shard_count; ++i)
+    const std::scoped_lock lock(shards_[i].mutex);
+}
+
+// Changes around it -----------------------------------------------------------
+
+WriteBack::Hold::Hold(WriteBack& owner, std::uint64_t count,
+                      std::uint64_t offset)
+    : owner_(owner), count_(count), offset_(offset),
+      chunks_(owner.numbers(count, offset)) {
+  std::size_t held = 0;
+  for (const std::uint64_t number : chunks_) {
+    Shard& s = owner_.shard(number);
+    std::unique_lock lock(s.mutex);
+    auto found = s.chunks.find(number);
+    if (found == s.chunks.end()) continue;
+    // First: then nothing else begins.
+    Chunk& chunk = found->second;
+    ++chunk.held;
+    chunks_[held++] = number;
+    s.ended.wait(lock, [&] { return !chunk.out; });
+    if (!chunk.now) continue;
+    try {
+      chunk.now->parts.reserve(chunk.now->parts.size() + 1 + chunk.held);
+    } catch (...) {
+      chunks_.resize(held);
+      lock.unlock();
+      release();
+      throw;
+    }
+  }
+  chunks_.resize(held);
+}
+
+void WriteBack::Hold::superseded() noexcept {
+  for (const std::uint64_t number : chunks_) {
+    Shard& s = owner_.shard(number);
+    const std::scoped_lock lock(s.mutex);
+    Chunk& chunk = s.chunks.find(number)->second;
+    if (!chunk.now) continue;
+    const std::uint64_t base = number * owner_.shape_.chunk;
+    const auto from = static_cast<std::uint32_t>(
+        std::max(offset_, base) - base);
+    const auto to = static_cast<std::uint32_t>(
+        std::min<std::uint64_t>(offset_ + count_ - base, owner_.shape_.chunk));
+    Layer& now = *chunk.now;
+    remove(now.parts, {from, to});
+    const std::uint64_t freed =
+        now.parts.empty() ? now.charged
+                          : now.charged - std::min(now.charged,
+                                                   now.cost(owner_.page_));
+    s.statistics.bytes -= freed;
+    owner_.limit_.give(freed);
+    now.charged -= freed;
+    if (!now.parts.empty()) continue;
+    chunk.now.reset();
+    chunk.parked.splice(chunk.parked.begin(), s.waiting, chunk.place);
+  }
+}
+
+WriteBack::Hold::~Hold() { release(); }
+
+void WriteBack::Hold::release() noexcept {
+  for (const std::uint64_t number : chunks_) {
+    Shard& s = owner_.shard(number);
+    const std::scoped_lock lock(s.mutex);
+    Chunk& chunk = s.chunks.find(number)->second;
+    if (--chunk.held == 0 && !chunk.now) owner_.erase(s, number);
+    s.ended.notify_all();
+  }
+}
+
 std::uint64_t WriteBack::drop() noexcept {
   std::uint64_t all = 0;
   for (std::size_t i = 0; i < shard_count; ++i) {
@@ -578,7 +691,7 @@ std::uint64_t WriteBack::drop() noexcept {
     std::uint64_t lost = 0;
     for (auto it = s.chunks.begin(); it != s.chunks.end();) {
       Chunk& chunk = it->second;
-      if (chunk.out || !chunk.now) {
+      if (chunk.out || !chunk.now || chunk.held != 0) {
         ++it;
         continue;
       }

@@ -36,7 +36,10 @@
 // data is lost: writing it later could destroy what others have written.
 //
 // Who changes the disk below in another way (a write around this, zero, trim)
-// must write_out() the range before, so that older data does not come later.
+// has a Hold meanwhile: nothing of the range is written below while there is
+// one, so older data does not come later.  After the change what is kept of
+// the range is worthless.  (Whoever has written there meanwhile has done so
+// at the same time as the change, so either order is right.)
 
 #ifndef NBDRADOS_CACHE_WRITE_BACK_HPP
 #define NBDRADOS_CACHE_WRITE_BACK_HPP
@@ -137,16 +140,42 @@ class WriteBack {
   /// Whether there is nothing; wait-free.
   [[nodiscard]] bool empty() const noexcept { return chunks_.load() == 0; }
 
+  /// See above.  Nothing of the chunks of a range is being written below, and
+  /// nothing will be, while it lives.
+  class Hold {
+   public:
+    /// Blocks until what is under way has ended.
+    Hold(WriteBack& owner, std::uint64_t count, std::uint64_t offset);
+    ~Hold();
+    Hold(const Hold&) = delete;
+    Hold& operator=(const Hold&) = delete;
+    /// The range has another content below now.
+    void superseded() noexcept;
+
+   private:
+    void release() noexcept;
+
+    WriteBack& owner_;
+    const std::uint64_t count_;
+    const std::uint64_t offset_;
+    std::vector<std::uint64_t> chunks_;
+  };
+
   /// Blocks until all that was kept of the chunks of a range at the time of
   /// the call is on the disk below.  Returns 0, or the errno of a write that
   /// failed, and then all that has not been written is still kept; ESHUTDOWN:
-  /// of data that was lost with its tenure.
+  /// of data that was lost with its tenure.  The caller has no Hold.
   [[nodiscard]] int write_out(std::uint64_t count, std::uint64_t offset,
                               const Write& write);
 
-  /// write_out of everything, for a flush.  Also reports, once, that data was
-  /// lost since the last call.
+  /// write_out of everything, for a flush.
   [[nodiscard]] int flush(const Write& write);
+
+  /// How often data was lost with its tenure.  Who has not seen the last time
+  /// must be told at his next flush.
+  [[nodiscard]] std::uint64_t losses() const noexcept {
+    return losses_.load();
+  }
 
   /// Writes a chunk, or helps with one, if that is due: by its age, because
   /// it is full, because of a flush, or with `pressing` at once.  Returns
@@ -156,9 +185,9 @@ class WriteBack {
   /// For who found no room: writes a chunk; see work.
   bool make_room(const Write& write) { return work(true, write); }
 
-  /// From now on takes no data of this tenure.  Data that take() has taken is
-  /// there for a write_out() that begins afterwards.
-  void close(Tenure tenure) noexcept { closed_.store(tenure); }
+  /// From now on takes no data of this tenure.  All data that take() has taken
+  /// is there for a write_out() that begins afterwards.
+  void close(Tenure tenure) noexcept;
 
   /// Forgets everything, which must not be under way.  Returns how many
   /// bytes are lost by that.
@@ -208,7 +237,7 @@ class WriteBack {
   std::atomic<Tenure> closed_{0};
   std::atomic<unsigned> urgent_{0};  ///< flushes under way
   std::atomic<std::size_t> turn_{0};
-  std::atomic<bool> lost_{false};  ///< and no flush has said so
+  std::atomic<std::uint64_t> losses_{0};
 };
 
 }  // namespace nbdrados

@@ -161,7 +161,7 @@ Exports::Changing::Changing(Exports& exports, Export& which,
                             std::uint32_t count, std::uint64_t offset)
     : snapshot_(exports.snapshot()), mine_(which, count, offset) {
   for (const std::shared_ptr<Export>& e : *snapshot_) {
-    if (e.get() == &which || different(*e, which) ||
+    if (e.get() == &which || exports.different(*e, which) ||
         e->disk().shape().size <= offset)
       continue;
     const std::uint64_t rest = e->disk().shape().size - offset;

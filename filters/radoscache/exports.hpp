@@ -3,11 +3,13 @@
 // The exports that the filter caches.
 //
 // Each export has a disk of its own in the cache, so what is read from one can
-// never be seen in another.  But only a promise (see coherence.hpp) tells
-// whether two export names are two disks: some plugins ignore the name.  So a
-// change of one export makes the cache forget the same range of all others
-// that are not known to be different disks.  Where they are different this
-// costs a little; where they are the same, it is what keeps them equal.
+// never be seen in another.  But only promises that hold (see coherence.hpp), or
+// the user, tell whether two export names are two disks: some plugins ignore the
+// name.  So a change of one export makes the cache forget the same range of all
+// others that are not known to be different disks.  Where they are different
+// this costs a little; where they are the same, it is what keeps them equal.
+// (An assumption of the user's also covers what has no promise, or one that
+// has ended: that may be any disk.)
 //
 // A promise can begin and end during a change (the rados plugin takes its lock
 // for it).  The change was announced under the version of its beginning; what
@@ -62,6 +64,7 @@ class Exports {
     std::size_t most_extents;        ///< an export remembers
     DirtyLimit* dirty = nullptr;     ///< null: writes go through
     std::chrono::milliseconds age{};  ///< of what is kept, at most
+    bool distinct = false;           ///< names are different disks
   };
 
   /// A connection through which an export's data can be written.
@@ -211,9 +214,11 @@ class Exports {
   };
 
  private:
-  [[nodiscard]] static bool different(const Export& a,
-                                      const Export& b) noexcept {
-    return a.promise_ && b.promise_ && a.promise_ != b.promise_;
+  [[nodiscard]] bool different(const Export& a,
+                               const Export& b) const noexcept {
+    if (options_.distinct && a.name_ != b.name_) return true;
+    return !a.assumed_ && !b.assumed_ && a.promise_ != b.promise_ &&
+           a.version() != 0 && b.version() != 0;
   }
 
   BlockCache& cache_;

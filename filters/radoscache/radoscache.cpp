@@ -13,12 +13,13 @@
 // In the mode writethrough a request is done when it is done below, so FUA and
 // flush mean what they mean below, and there is nothing to lose.  In the mode
 // writeback small writes are done when they are in memory.  What goes around
-// it (large writes, FUA, zero, trim) waits until older data of its range is
-// below; a flush, and a client that goes, wait until all of it is.
+// it (large writes, FUA, zero) makes older data of its range worthless; a flush,
+// and a client that goes, wait until all of it is below.
 
 #include <nbdkit-filter.h>
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cerrno>
 #include <chrono>
@@ -98,6 +99,7 @@ struct Config {
   std::optional<unsigned> dirty_age;  ///< seconds
   std::string file;
   std::optional<std::uint64_t> file_size;
+  bool distinct = false;
 };
 Config config;
 constexpr std::uint64_t dirty_share = 4;
@@ -119,6 +121,7 @@ constexpr const char* config_help =
     "                           clients of this server (default: what the\n"
     "                           plugin tells, else nothing is cached).\n"
     "cache-shared=unsafe        Cache what others may change, too.\n"
+    "cache-exports=distinct     Each export name is a disk of its own.\n"
     "cache-mode=writethrough|writeback|none\n"
     "                           writeback: keep writes until a flush; none:\n"
     "                           do not cache (default writethrough).\n"
@@ -141,6 +144,8 @@ struct Connection {
   std::shared_ptr<Exports::Export> entry;  ///< null: not cached
   Streams streams;
   std::optional<Exports::Channel> channel;  ///< of entry, for what it keeps
+  /// WriteBack::losses() that the client has been told of.
+  std::atomic<std::uint64_t> losses_told{0};
 };
 
 void report(const std::string& line) {
@@ -160,7 +165,8 @@ struct State {
                                         CachedExtents::extent_bytes),
                  .dirty = config.mode == Mode::writeback ? &dirty : nullptr,
                  .age = std::chrono::seconds(
-                     config.dirty_age.value_or(default_dirty_age))}) {}
+                     config.dirty_age.value_or(default_dirty_age)),
+                 .distinct = config.distinct}) {}
 
   static std::uint64_t dirty_bytes() {
     return config.mode == Mode::writeback
@@ -308,6 +314,9 @@ int set_config(nbdkit_next_config* next, nbdkit_backend* nxdata,
   } else if (k == "cache-shared") {
     if (v != "unsafe") return choose(key, value, "unsafe");
     config.assume = Assume::unsafe;
+  } else if (k == "cache-exports") {
+    if (v != "distinct") return choose(key, value, "distinct");
+    config.distinct = true;
   } else if (k == "cache-dirty-age") {
     unsigned seconds;
     if (nbdkit_parse_unsigned(key, value, &seconds) == -1) return -1;
@@ -488,6 +497,20 @@ WriteBack::Write writer(nbdkit_next* next, Exports::Export& e) {
   };
 }
 
+/// What one client has written may be written through the connection of
+/// another: then a flush of the first must cover it, and the plugin must allow
+/// requests of two connections in one thread, or at one time.
+bool may_keep(nbdkit_next* next) {
+  if (next->can_write(next) != 1) return false;
+  if (next->can_multi_conn(next) == 1 &&
+      thread_model != NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS)
+    return true;
+  nbdkit_debug(
+      "radoscache: writes go through: the connections of this plugin are not "
+      "one");
+  return false;
+}
+
 /// Finds out how the export below is to be cached.
 int prepare(nbdkit_next* next, void* handle, int /*readonly*/) {
   if (config.mode == Mode::none) return 0;
@@ -530,9 +553,10 @@ int prepare(nbdkit_next* next, void* handle, int /*readonly*/) {
          .read_ahead =
              std::min(config.read_ahead, config.size / read_ahead_share)},
         c.promise, config.assume.has_value());
-    if (c.entry->writes() != nullptr && next->can_write(next) == 1) {
+    if (c.entry->writes() != nullptr && may_keep(next)) {
       c.channel.emplace();
       c.channel->write = writer(next, *c.entry);
+      c.losses_told = c.entry->writes()->losses();
       c.entry->add(*c.channel);
     }
     return 0;
@@ -634,16 +658,21 @@ int change(const char* operation, void* handle, std::uint32_t count,
     if (const int r = state->exports.settle(*c.entry, count, offset); r != 0)
       return r;
     // Older data of this range must not come later.
+    std::optional<WriteBack::Hold> hold;
     if (WriteBack* const writes = writes_of(c);
-        writes != nullptr && !writes->empty() && c.channel)
-      if (const int r = writes->write_out(count, offset, c.channel->write);
-          r != 0)
-        return r;
+        writes != nullptr && !writes->empty()) {
+      // What is trimmed may stay as it is below.  That must not be older than
+      // what has been written.  What cannot be written stays.
+      if (content == Content::unknown && c.channel)
+        (void)writes->write_out(count, offset, c.channel->write);
+      hold.emplace(*writes, count, offset);
+    }
     Exports::Changing changing(state->exports, *c.entry, count, offset);
     const int r = ask(std::forward<Call>(call));
     if (r == 0 && content != Content::unknown)
       changing.done(content == Content::data ? static_cast<const char*>(data)
                                              : nullptr);
+    if (r == 0 && hold && content != Content::unknown) hold->superseded();
     return r;
   });
 }
@@ -745,8 +774,13 @@ int trim(nbdkit_next* next, void* handle, std::uint32_t count,
 int flush(nbdkit_next* next, void* handle, std::uint32_t flags, int* err) {
   Connection& c = connection_of(handle);
   if (c.channel && guard("flush", err, [&] {
+        WriteBack& writes = *c.entry->writes();
         if (state->writers) state->writers->notify();
-        return c.entry->writes()->flush(c.channel->write);
+        const int r = writes.flush(c.channel->write);
+        const std::uint64_t losses = writes.losses();
+        if (c.losses_told.exchange(losses) != losses && r == 0)
+          return ESHUTDOWN;
+        return r;
       }) == -1)
     return -1;
   return next->can_flush(next) == 1 ? next->flush(next, flags, err) : 0;

@@ -14,6 +14,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <cstring>
+#include <fstream>
 #include <functional>
 #include <mutex>
 #include <random>
@@ -141,7 +142,11 @@ class TestWriteBack : public CppUnit::TestFixture {
   CPPUNIT_TEST(lost_with_its_tenure);
   CPPUNIT_TEST(failed_in_an_old_tenure);
   CPPUNIT_TEST(closed);
+  CPPUNIT_TEST(closed_meanwhile);
+  CPPUNIT_TEST(hold);
+  CPPUNIT_TEST(a_hold_waits_and_is_waited_for);
   CPPUNIT_TEST(limit);
+  CPPUNIT_TEST(page_tables);
   CPPUNIT_TEST(age);
   CPPUNIT_TEST(a_full_chunk_is_due);
   CPPUNIT_TEST(helpers);
@@ -310,7 +315,9 @@ class TestWriteBack : public CppUnit::TestFixture {
     // Not beside data of another tenure.
     CPPUNIT_ASSERT_EQUAL(0U, w.put(200, 100, 'b'));
     w.must_put(3 * chunk, 100, 'c');
+    CPPUNIT_ASSERT_EQUAL(std::uint64_t{0}, w.kept.losses());
     CPPUNIT_ASSERT_EQUAL(ESHUTDOWN, w.kept.flush(w.disk.writer()));
+    CPPUNIT_ASSERT_EQUAL(std::uint64_t{1}, w.kept.losses());
     CPPUNIT_ASSERT_EQUAL(0, w.kept.flush(w.disk.writer()));
     CPPUNIT_ASSERT_EQUAL(std::string(100, '.'), w.disk.data(0, 100));
     CPPUNIT_ASSERT_EQUAL(std::string(100, 'c'), w.disk.data(3 * chunk, 100));
@@ -321,7 +328,7 @@ class TestWriteBack : public CppUnit::TestFixture {
     w.tenure = 9;
     CPPUNIT_ASSERT(w.kept.work(true, w.disk.writer()));
     CPPUNIT_ASSERT(w.kept.empty());
-    CPPUNIT_ASSERT_EQUAL(ESHUTDOWN, w.kept.flush(w.disk.writer()));
+    CPPUNIT_ASSERT_EQUAL(std::uint64_t{2}, w.kept.losses());
     CPPUNIT_ASSERT_EQUAL(0, w.kept.flush(w.disk.writer()));
     CPPUNIT_ASSERT_EQUAL(std::uint64_t{0}, w.limit.used());
   }
@@ -340,7 +347,8 @@ class TestWriteBack : public CppUnit::TestFixture {
     w.disk.release();
     flush.join();
     w.disk.fail = nullptr;
-    CPPUNIT_ASSERT_EQUAL(ESHUTDOWN, w.kept.flush(w.disk.writer()));
+    CPPUNIT_ASSERT_EQUAL(0, w.kept.flush(w.disk.writer()));
+    CPPUNIT_ASSERT_EQUAL(std::uint64_t{1}, w.kept.losses());
     CPPUNIT_ASSERT_EQUAL(repeat({{50, '.'}, {10, 'b'}, {40, '.'}}),
                          w.disk.data(0, 100));
     CPPUNIT_ASSERT_EQUAL(std::uint64_t{0}, w.limit.used());
@@ -355,6 +363,111 @@ class TestWriteBack : public CppUnit::TestFixture {
     CPPUNIT_ASSERT_EQUAL(repeat({{100, 'a'}, {100, '.'}}), w.disk.data(0, 200));
     w.tenure = 8;
     w.must_put(100, 100, 'b');
+  }
+
+  // Whatever take() has said that it has, a flush after close() finds.
+  void closed_meanwhile() {
+    unsigned both = 0;
+    for (int i = 0; i < 3000; ++i) {
+      World w;
+      std::atomic<bool> go = false;
+      std::uint32_t taken = 0;
+      std::thread writer([&] {
+        while (!go) {
+        }
+        taken = w.put(0, 10, 'a');
+      });
+      go = true;
+      for (int k = i % 100 * 100; k > 0; --k) (void)w.kept.empty();
+      w.kept.close(7);
+      CPPUNIT_ASSERT_EQUAL(0, w.kept.flush(w.disk.writer()));
+      const std::string found = w.disk.data(0, 10);
+      writer.join();
+      CPPUNIT_ASSERT_EQUAL(std::string(10, taken == 10 ? 'a' : '.'), found);
+      if (taken == 10) ++both;
+    }
+    CPPUNIT_ASSERT(both > 0);
+  }
+
+  // A change around it: older data does not come later, what it covers is
+  // worthless, and if it failed everything is as before.
+  void hold() {
+    World w;
+    w.must_put(0, 300, 'a');
+    w.must_put(chunk, 100, 'b');
+    w.must_put(5 * chunk, 100, 'c');
+    const std::uint64_t used = w.limit.used();
+    {
+      WriteBack::Hold hold(w.kept, chunk, 100);
+      CPPUNIT_ASSERT(w.kept.work(true, w.disk.writer()));
+      CPPUNIT_ASSERT((w.disk.log == std::vector<Range>{{5 * chunk, 100}}));
+      CPPUNIT_ASSERT(!w.kept.work(true, w.disk.writer()));
+      CPPUNIT_ASSERT_EQUAL(std::string(300, 'a'), w.read(0, 300));
+    }
+    CPPUNIT_ASSERT_EQUAL(std::string(300, 'a'), w.read(0, 300));
+    {
+      WriteBack::Hold hold(w.kept, 100, 100);
+      WriteBack::Hold other(w.kept, chunk, 200);
+      w.must_put(400, 10, 'd');
+      w.must_put(chunk / 2, 10, 'e');
+      hold.superseded();
+      CPPUNIT_ASSERT_EQUAL(repeat({{100, 'a'}, {100, '.'}, {100, 'a'},
+                                   {100, '.'}, {10, 'd'}}),
+                           w.read(0, 410));
+      other.superseded();
+      CPPUNIT_ASSERT_EQUAL(repeat({{100, 'a'}, {400, '.'}}), w.read(0, 500));
+      CPPUNIT_ASSERT((w.kept.kept(10 * chunk, 0) ==
+                      std::vector<Range>{{0, 100}}));
+      // Into what is empty now.
+      w.must_put(chunk + 50, 10, 'f');
+    }
+    CPPUNIT_ASSERT(w.limit.used() < used);
+    CPPUNIT_ASSERT_EQUAL(0, w.kept.flush(w.disk.writer()));
+    CPPUNIT_ASSERT_EQUAL(repeat({{100, 'a'}, {200, '.'}}), w.disk.data(0, 300));
+    CPPUNIT_ASSERT_EQUAL(repeat({{50, '.'}, {10, 'f'}, {50, '.'}}),
+                         w.disk.data(chunk, 110));
+    CPPUNIT_ASSERT_EQUAL(std::uint64_t{0}, w.limit.used());
+    CPPUNIT_ASSERT(w.kept.empty());
+    // Everything of it.
+    w.must_put(10, 10, 'g');
+    {
+      WriteBack::Hold hold(w.kept, 10 * chunk, 0);
+      hold.superseded();
+      CPPUNIT_ASSERT_EQUAL(std::uint64_t{0}, w.limit.used());
+    }
+    CPPUNIT_ASSERT(w.kept.empty());
+  }
+
+  void a_hold_waits_and_is_waited_for() {
+    World w;
+    w.must_put(0, 100, 'a');
+    w.disk.hold();
+    std::thread first([&] { (void)w.kept.flush(w.disk.writer()); });
+    w.disk.wait_for(1);
+    std::atomic<int> step = 0;
+    std::thread second([&] {
+      WriteBack::Hold hold(w.kept, 10, 0);
+      step = 1;
+      while (step == 1) std::this_thread::sleep_for(1ms);
+      hold.superseded();
+    });
+    std::this_thread::sleep_for(20ms);
+    CPPUNIT_ASSERT_EQUAL(0, step.load());
+    w.must_put(50, 100, 'b');
+    w.disk.release();
+    first.join();
+    while (step == 0) std::this_thread::sleep_for(1ms);
+    std::atomic<bool> flushed = false;
+    std::thread third([&] {
+      CPPUNIT_ASSERT_EQUAL(0, w.kept.flush(w.disk.writer()));
+      flushed = true;
+    });
+    std::this_thread::sleep_for(20ms);
+    CPPUNIT_ASSERT(!flushed);
+    step = 2;
+    second.join();
+    third.join();
+    CPPUNIT_ASSERT_EQUAL(repeat({{50, 'a'}, {100, 'b'}}), w.disk.data(0, 150));
   }
 
   void limit() {
@@ -380,6 +493,35 @@ class TestWriteBack : public CppUnit::TestFixture {
     CPPUNIT_ASSERT(small.kept.empty());
     CPPUNIT_ASSERT(!small.kept.make_room(small.disk.writer()));
     CPPUNIT_ASSERT_EQUAL(std::uint64_t{0}, small.limit.used());
+  }
+
+  // Page tables are memory, too: of far-off places there are many.
+  void page_tables() {
+    constexpr std::uint64_t bytes = 16 << 20;
+    constexpr std::uint32_t large = 4 << 20;
+    const auto used = [] {
+      std::ifstream status("/proc/self/status");
+      std::uint64_t sum = 0;
+      for (std::string word; status >> word;) {
+        std::uint64_t kib = 0;
+        if (word == "RssAnon:" || word == "VmPTE:")
+          status >> kib;
+        sum += kib * K;
+      }
+      return sum;
+    };
+    DirtyLimit limit(bytes);
+    WriteBack kept(limit,
+                   {.size = std::uint64_t{1} << 40, .chunk = large,
+                    .age = long_time},
+                   [](WriteBack::Tenure) { return true; });
+    const std::string data(4096, 'x');
+    const std::uint64_t before = used();
+    std::uint64_t n = 0;
+    while (kept.take(data.data(), 4096, n * 5 * large, 1) == 4096) ++n;
+    CPPUNIT_ASSERT(n > 1000);
+    CPPUNIT_ASSERT(used() < before + bytes + (1 << 20));
+    (void)kept.drop();
   }
 
   void age() {
@@ -522,10 +664,19 @@ class TestWriteBack : public CppUnit::TestFixture {
             }
             case 4:
               // Around it.
-              if (w.kept.write_out(count, at, w.disk.writer()) == 0) {
+              if (random() % 2 != 0) {
+                if (w.kept.write_out(count, at, w.disk.writer()) == 0) {
+                  const std::string data(count, c);
+                  if (w.disk.write(data.data(), count, at) == 0)
+                    model.replace(at, count, count, c);
+                }
+              } else {
+                WriteBack::Hold hold(w.kept, count, at);
                 const std::string data(count, c);
-                if (w.disk.write(data.data(), count, at) == 0)
+                if (w.disk.write(data.data(), count, at) == 0) {
+                  hold.superseded();
                   model.replace(at, count, count, c);
+                }
               }
               break;
             case 5:

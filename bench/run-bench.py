@@ -847,8 +847,9 @@ class Report:
             ratio(median(copies[key[0]], "seconds"),
                   median(copies[key[1]], "seconds"))
             if all(k in copies for k in key) else None, True, None)
-        for text, wanted, measured, workload in self.bench.filters.targets():
-            add(text, wanted, measured, True, workload)
+        for text, wanted, measured, workload, note in (
+                self.bench.filters.targets()):
+            add(text, wanted, measured, True, workload, note)
         return rows
 
     def target_lines(self):

@@ -36,6 +36,21 @@ for words in "" cache-block=512 "cache-block=64K cache-size=256K" \
   assert_same_bytes "$tmp/model" "$tmp/disk" "the disk with '$words'"
 done
 
+# A cache file that may not grow as large as it should, as on a full disk: no
+# request fails, one message says it.
+fill_file "$tmp/disk" 4M 0
+unlimited=("${nbdkit[@]}")
+nbdkit=(bash -c 'trap "" XFSZ; ulimit -f 1024; exec "$@"' bash
+  "${unlimited[@]}")
+start_nbdkit --filter=radoscache memory 4M cache-assume=exclusive \
+  cache-size=512K cache-block=4K cache-file="$tmp" cache-file-size=4M
+nbdkit=("${unlimited[@]}")
+"$random_ops" --ops 3000 --threads 2 --connections 2 --model "$tmp/disk" \
+  "$(uri)" >/dev/null
+stop_nbdkit
+assert_match "radoscache: .*File too large" "$(cat "$nbdkit_log")"
+assert_eq 1 "$(grep -c "File too large" "$nbdkit_log")" "messages"
+
 # Two exports at once.  (nbdkit's cache filter gives data of one to clients of
 # the other.)
 mkdir "$tmp/dir" "$tmp/models"

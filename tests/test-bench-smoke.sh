@@ -12,7 +12,7 @@ requires_program python3 qemu-nbd nbdkit nbdcopy nbdinfo rbd ceph-osd
 bench_srcdir=$(cd "$tests_srcdir/../bench" && pwd)
 
 # They are built on demand only.
-make -s -C "$builddir/bench" raw-loop nbd-load >"$tmp/make.log" 2>&1 || {
+make -s -C "$builddir/bench" raw-loop nbd-load replacement >"$tmp/make.log" 2>&1 || {
   cat "$tmp/make.log" >&2
   die "the load generators do not build"
 }

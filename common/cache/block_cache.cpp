@@ -46,8 +46,11 @@ BlockCache::BlockCache(std::uint64_t capacity, std::uint32_t block,
   // As many hashes as blocks.
   const std::uint64_t ghosts =
       std::bit_floor(std::max<std::uint64_t>(shard_capacity_ / cost(block), 1));
-  for (std::size_t i = 0; i < shard_count_; i++)
+  for (std::size_t i = 0; i < shard_count_; i++) {
     shards_[i].ghosts.resize(ghosts);
+    // Short chains: finding a block is most of what a hit costs here.
+    shards_[i].blocks.max_load_factor(0.4F);
+  }
   const std::uint64_t fixed = sizeof(Shard) + ghosts * sizeof(std::uint64_t);
   shard_capacity_ -= std::min(shard_capacity_, fixed);
 }

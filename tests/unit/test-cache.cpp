@@ -649,7 +649,10 @@ class CacheTest : public CppUnit::TestFixture {
       const std::scoped_lock lock(mutex);
       return disk.read(p, count, offset);
     };
-    for (unsigned round = 0; round < 20; round++) {
+    // Until changes of one block have met, which they may not for a while.
+    for (unsigned round = 0;
+         round < 20 || (round < 5000 && cache.statistics().dropped == 0);
+         round++) {
       std::vector<std::thread> threads;
       for (unsigned i = 0; i < 4; i++)
         threads.emplace_back([&, i] {
@@ -665,6 +668,7 @@ class CacheTest : public CppUnit::TestFixture {
                 const std::scoped_lock lock(mutex);
                 std::memcpy(disk.bytes.data() + at, data.data(), count);
               }
+              std::this_thread::yield();
               change.done(data.data());
             } else if (cached.read(data.data(), count, at, streams, below) !=
                        0) {

@@ -13,6 +13,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <functional>
@@ -33,6 +34,11 @@ using Range = WriteBack::Range;
 
 constexpr std::uint64_t K = 1024;
 constexpr std::uint32_t chunk = 64 * K;
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+const bool watched = true;
+#else
+const bool watched = std::getenv("NBDKIT_VALGRIND") != nullptr;
+#endif
 constexpr auto long_time = std::chrono::milliseconds(1h);
 
 /// The disk below.
@@ -520,7 +526,8 @@ class TestWriteBack : public CppUnit::TestFixture {
     std::uint64_t n = 0;
     while (kept.take(data.data(), 4096, n * 5 * large, 1) == 4096) ++n;
     CPPUNIT_ASSERT(n > 1000);
-    CPPUNIT_ASSERT(used() < before + bytes + (1 << 20));
+    // What watches this program has memory for each byte of it.
+    if (!watched) CPPUNIT_ASSERT(used() < before + bytes + (1 << 20));
     (void)kept.drop();
   }
 

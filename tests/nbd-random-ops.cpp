@@ -15,7 +15,8 @@
 //   - a read gives the model's bytes;
 //   - an acknowledged write is seen at once on every connection (NBD asks
 //     for that only after a flush where NBD_FLAG_CAN_MULTI_CONN is set:
-//     --flush-first relaxes to that);
+//     --flush-first relaxes to that, and with several URIs, which may be of
+//     several servers, to a flush on every connection);
 //   - write zeroes gives zeros, with every combination of flags; where
 //     FAST_ZERO is refused with ENOTSUP nothing has changed;
 //   - after a trim each byte is the old one or zero; the model learns which;
@@ -524,11 +525,15 @@ class Worker {
           });
       if (overlaps) ops.pop_back();
     }
+    const auto looks = [](const Op& op) {
+      return op.kind != Kind::write && op.kind != Kind::flush;
+    };
+    if (options_.flush_first && std::ranges::any_of(ops, looks)) flush();
     for (Op& op : ops) send(op);
     wait(ops);
     for (const Op& op : ops) remember(op);
     for (const Op& op : ops) learn(op);
-    if (options_.flush_first && able_.flush) flush();
+    if (options_.flush_first && std::ranges::any_of(ops, looks)) flush();
     // The model of a refused fast zero and of a trim is not known without
     // a look at what is there now.
     for (const Op& op : ops) {
@@ -540,12 +545,18 @@ class Worker {
   }
 
   void flush() {
-    std::deque<Op> ops(1);
-    ops[0].kind = Kind::flush;
-    ops[0].connection = random_.below(connections_.size());
-    send(ops[0]);
+    if (!able_.flush) return;
+    // One connection is enough for a server, but not for several.
+    std::deque<Op> ops(options_.uris.size() > 1 ? connections_.size() : 1);
+    const std::size_t first = random_.below(connections_.size());
+    for (std::size_t i = 0; i < ops.size(); i++) {
+      ops[i].kind = Kind::flush;
+      ops[i].connection = (first + i) % connections_.size();
+      send(ops[i]);
+    }
     wait(ops);
-    if (ops[0].error != 0) throw std::runtime_error(ops[0].describe());
+    for (const Op& op : ops)
+      if (op.error != 0) throw std::runtime_error(op.describe());
   }
 
   Op read_back(const Op& op) {

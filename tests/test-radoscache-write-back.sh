@@ -203,6 +203,22 @@ start_nbdkit --filter=radoscache memory 16M cache-assume=exclusive \
     extents 0 16M 65536:data,16711680:hole"
 stop_nbdkit
 
+say "eight connections: one export, and two names of one disk"
+random_file "$tmp/disk" 5000001
+cp "$tmp/disk" "$tmp/model"
+for words in "" "cache-mode=writeback cache-dirty=300K cache-dirty-age=1" \
+    "cache-mode=writeback cache-dirty=700K cache-dirty-age=3600"; do
+  # shellcheck disable=SC2086
+  start_nbdkit --filter=radoscache file "$tmp/disk" cache-assume=exclusive \
+    cache-size=1M cache-block=4K cache-file="$tmp" cache-file-size=3M $words
+  for uris in "$(uri)" "$(uri one) $(uri two)"; do
+    "$random_ops" --ops 1200 --threads 4 --connections 2 --batch 4 \
+      --max-length 256K --reconnect 40 --model "$tmp/model" $uris >/dev/null
+  done
+  stop_nbdkit
+  assert_same_bytes "$tmp/model" "$tmp/disk" "eight connections, '$words'"
+done
+
 say "a plugin that does one thing at a time"
 fill_file "$tmp/disk" 4M 0
 cp "$tmp/disk" "$tmp/model"

@@ -22,18 +22,26 @@ pool_is() {
   fi
 }
 # Only writes that need more space fail, so each of these goes where there is
-# nothing yet.  The OSD learns of the new map a moment after the mon.
-wait_full() {
-  wait_until 90 pool_is full
-  sleep 1
-}
+# nothing yet.
 client() { "$nbd_expect" "$(uri "$1")" within 10 , "${@:2}"; }
+# wait_full URI OFFSET: the OSD learns of the new map some time after the mon.
+# Until then small writes from OFFSET on succeed.
+wait_full() {
+  local offset=$2
+  wait_until 90 pool_is full
+  until "$nbd_expect" "$1" write "$offset" 4096 9 ENOSPC 2>"$tmp/not-yet"; do
+    offset=$((offset + 4096))
+    [ "$offset" -lt $(($2 + (1 << 20))) ] ||
+      die "the OSD never learns that it is full: $(cat "$tmp/not-yet")"
+    sleep 0.2
+  done
+}
 
 say "a pool quota"
 start_rados pool=small
 client quota write 0 8M 1 ok
 ceph osd pool set-quota small max_bytes $((4 << 20)) >/dev/null 2>&1
-wait_full
+wait_full "$(uri quota)" $((40 << 20))
 client quota write 16M 1M 2 ENOSPC , write 17M 4096 2 ENOSPC , \
   write 18M 4M 2 ENOSPC fua , zero 24M 1M ENOSPC no-hole , \
   read-is 0 8M 1 , read-is 16M 8M 0
@@ -53,7 +61,7 @@ say "full=wait waits, and goes on when there is room"
 first_uri=$(uri quota)
 start_rados pool=small image=waiting full=wait
 "$nbd_expect" "$first_uri" write 1M 8M 4 ok
-wait_full
+wait_full "$first_uri" $((48 << 20))
 "$nbd_expect" "$(uri)" within 120 , write 0 4096 5 ok , read-is 0 4096 5 \
   >"$tmp/waiting" 2>&1 &
 waiter=$!
@@ -71,7 +79,7 @@ client "" write 0 4096 1 ok
 ceph osd set-nearfull-ratio 0.0001 >/dev/null 2>&1
 ceph osd set-backfillfull-ratio 0.0002 >/dev/null 2>&1
 ceph osd set-full-ratio 0.0003 >/dev/null 2>&1
-wait_full
+wait_full "$(uri)" $((32 << 20))
 client "" write 8M 4096 1 ENOSPC , write 16M 100000 1 ENOSPC , \
   read-is 0 4096 1 , read-is 8M 16M 0
 ceph osd set-full-ratio 0.95 >/dev/null 2>&1

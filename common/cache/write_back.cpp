@@ -239,7 +239,7 @@ std::uint32_t WriteBack::take(const char* data, std::uint32_t count,
 
 bool WriteBack::put(Shard& s, std::uint64_t number, std::uint32_t from,
                     const char* data, std::uint32_t length, Tenure tenure) {
-  if (closed_.load() == tenure) return false;
+  if (tenure <= closed_.load()) return false;
   const auto found = s.chunks.find(number);
   const bool made = found == s.chunks.end() || !found->second.now;
   if (!made && found->second.now->tenure != tenure) return false;
@@ -401,7 +401,8 @@ std::vector<std::uint64_t> WriteBack::numbers(std::uint64_t count,
 /// Makes `now` the `out`; there is none.  False: its data is lost.
 bool WriteBack::begin(Shard& s, std::uint64_t number, Chunk& chunk,
                       int& lost) {
-  if (!current_(chunk.now->tenure)) {
+  const Tenure tenure = chunk.now->tenure;
+  if (tenure <= abandoned_.load() || !current_(tenure)) {
     s.statistics.lost += length_of(chunk.now->parts);
     s.statistics.bytes -= chunk.now->charged;
     limit_.give(chunk.now->charged);
@@ -613,6 +614,48 @@ void WriteBack::close(Tenure tenure) noexcept {
   // Who has not seen that is in a shard now.
   for (std::size_t i = 0; i < shard_count; ++i)
     const std::scoped_lock lock(shards_[i].mutex);
+}
+
+void WriteBack::abandon(Tenure tenure) noexcept {
+  abandoned_.store(tenure);
+  bool any = false;
+  for (std::size_t i = 0; i < shard_count; ++i) {
+    Shard& s = shards_[i];
+    std::unique_lock lock(s.mutex);
+    // Who has begun before that ends with the request that he makes now.
+    for (const auto& o : s.outs) {
+      Out& out = *o.second;
+      if (out.layer->tenure > tenure ||
+          out.next == out.layer->parts.size())
+        continue;
+      out.next = out.layer->parts.size();
+      if (out.error == 0) out.error = ESHUTDOWN;
+    }
+    s.ended.wait(lock, [&] {
+      return std::ranges::none_of(s.outs, [&](const auto& o) {
+        return o.second->layer->tenure <= tenure;
+      });
+    });
+    for (auto it = s.chunks.begin(); it != s.chunks.end();) {
+      Chunk& chunk = it->second;
+      const std::uint64_t number = it->first;
+      ++it;
+      if (!chunk.now || chunk.now->tenure > tenure) continue;
+      s.statistics.lost += length_of(chunk.now->parts);
+      s.statistics.bytes -= chunk.now->charged;
+      limit_.give(chunk.now->charged);
+      any = true;
+      // An `out` or a Hold ends later.
+      if (chunk.waits() && chunk.held == 0) {
+        erase(s, number);
+        continue;
+      }
+      chunk.now.reset();
+      if (chunk.waits())
+        chunk.parked.splice(chunk.parked.begin(), s.waiting, chunk.place);
+    }
+  }
+  if (any) losses_.fetch_add(1);
 }
 
 // Changes around it -----------------------------------------------------------

@@ -185,11 +185,16 @@ class WriteBack {
   /// For who found no room: writes a chunk; see work.
   bool make_room(const Write& write) { return work(true, write); }
 
-  /// From now on takes no data of this tenure.  All data that take() has taken
-  /// is there for a write_out() that begins afterwards.
+  /// From now on takes no data of this tenure, or of former ones, which have
+  /// smaller numbers.  All data that take() has taken is there for a
+  /// write_out() that begins afterwards.
   void close(Tenure tenure) noexcept;
 
-  /// Forgets everything, which must not be under way.  Returns how many
+  /// From now on writes no data of this tenure below: what is still kept of it
+  /// is lost.  After close(); blocks until what is being written has ended.
+  void abandon(Tenure tenure) noexcept;
+
+  /// Forgets everything but what is under way, or held.  Returns how many
   /// bytes are lost by that.
   std::uint64_t drop() noexcept;
 
@@ -235,6 +240,7 @@ class WriteBack {
   std::atomic<std::uint64_t> chunks_{0};
   mutable std::array<std::atomic<std::uint32_t>, filter_size> filter_{};
   std::atomic<Tenure> closed_{0};
+  std::atomic<Tenure> abandoned_{0};
   std::atomic<unsigned> urgent_{0};  ///< flushes under way
   std::atomic<std::size_t> turn_{0};
   std::atomic<std::uint64_t> losses_{0};

@@ -149,6 +149,7 @@ class TestWriteBack : public CppUnit::TestFixture {
   CPPUNIT_TEST(failed_in_an_old_tenure);
   CPPUNIT_TEST(closed);
   CPPUNIT_TEST(closed_meanwhile);
+  CPPUNIT_TEST(abandoned);
   CPPUNIT_TEST(hold);
   CPPUNIT_TEST(a_hold_waits_and_is_waited_for);
   CPPUNIT_TEST(limit);
@@ -369,6 +370,59 @@ class TestWriteBack : public CppUnit::TestFixture {
     CPPUNIT_ASSERT_EQUAL(repeat({{100, 'a'}, {100, '.'}}), w.disk.data(0, 200));
     w.tenure = 8;
     w.must_put(100, 100, 'b');
+    w.kept.close(8);
+    // By a very slow thread.
+    w.tenure = 7;
+    CPPUNIT_ASSERT_EQUAL(0U, w.put(200, 100, 'c'));
+  }
+  void abandoned() {
+    World w;
+    for (const std::uint64_t at : {0, 200, 400}) w.must_put(at, 100, 'a');
+    w.must_put(chunk, 100, 'b');
+    w.disk.hold();
+    int flushed = 0;
+    std::thread flush([&] { flushed = w.kept.flush(w.disk.writer()); });
+    w.disk.wait_for(1);
+    w.must_put(50, 10, 'c');
+    w.kept.close(7);
+    std::atomic<bool> ended = false;
+    std::thread abandon([&] {
+      w.kept.abandon(7);
+      ended = true;
+    });
+    std::this_thread::sleep_for(20ms);
+    CPPUNIT_ASSERT(!ended);
+    w.disk.release();
+    abandon.join();
+    const std::size_t before = w.disk.log.size();
+    flush.join();
+    // The one that was under way, and nothing else, neither now nor later.
+    CPPUNIT_ASSERT_EQUAL(std::size_t{1}, before);
+    CPPUNIT_ASSERT_EQUAL(ESHUTDOWN, flushed);
+    CPPUNIT_ASSERT_EQUAL(0, w.kept.flush(w.disk.writer()));
+    CPPUNIT_ASSERT((w.disk.log == std::vector<Range>{{0, 100}}));
+    CPPUNIT_ASSERT_EQUAL(std::uint64_t{10 + 200 + 100},
+                         w.kept.statistics().lost);
+    CPPUNIT_ASSERT(w.kept.losses() > 0);
+    CPPUNIT_ASSERT_EQUAL(std::string(100, 'a') + std::string(500, '.'),
+                         w.read(0, 600));
+    CPPUNIT_ASSERT(w.kept.empty());
+    CPPUNIT_ASSERT_EQUAL(std::uint64_t{0}, w.limit.used());
+    // A Hold and its range stay in order.
+    w.tenure = 8;
+    w.must_put(0, 100, 'a');
+    {
+      WriteBack::Hold hold(w.kept, 50, 0);
+      w.kept.abandon(8);
+      w.tenure = 9;
+      w.must_put(10, 10, 'd');
+      hold.superseded();
+    }
+    CPPUNIT_ASSERT(w.kept.empty());
+    w.must_put(10, 10, 'e');
+    CPPUNIT_ASSERT_EQUAL(0, w.kept.flush(w.disk.writer()));
+    CPPUNIT_ASSERT_EQUAL(std::string(10, 'e'), w.disk.data(10, 10));
+    CPPUNIT_ASSERT_EQUAL(std::uint64_t{0}, w.limit.used());
   }
 
   // Whatever take() has said that it has, a flush after close() finds.

@@ -14,11 +14,17 @@ thread_local std::shared_ptr<const Promise> offered;
 }  // namespace
 
 void Promise::add_keeper(std::weak_ptr<Keeper> keeper) const {
-  const std::scoped_lock lock(mutex_);
-  // Who asks them counts on their places.
-  if (asking_ == 0)
-    std::erase_if(keepers_, [](const auto& k) { return k.expired(); });
-  keepers_.push_back(std::move(keeper));
+  const std::shared_ptr<Keeper> late = keeper.lock();
+  std::uint64_t given_up = 0;
+  {
+    const std::scoped_lock lock(mutex_);
+    // Who asks them counts on their places.
+    if (asking_ == 0)
+      std::erase_if(keepers_, [](const auto& k) { return k.expired(); });
+    keepers_.push_back(std::move(keeper));
+    given_up = given_up_;
+  }
+  if (late && given_up != 0 && given_up == tenure()) late->give_up(given_up);
 }
 
 void Promise::give_up() const noexcept {
@@ -34,6 +40,8 @@ void Promise::give_up() const noexcept {
     lock.lock();
   }
   --asking_;
+  // Nobody asks those who come later.
+  given_up_ = now;
 }
 
 std::shared_ptr<Promise> make_promise() {

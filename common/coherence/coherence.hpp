@@ -62,7 +62,8 @@ class __attribute__((visibility("default"))) Promise {
   [[nodiscard]] std::uint64_t tenure() const noexcept {
     return tenure_.load();
   }
-  /// `keeper` will be asked to give up, as long as it lives.
+  /// `keeper` will be asked to give up, as long as it lives; at once, where the
+  /// others have been asked already and the tenure has not yet ended.
   void add_keeper(std::weak_ptr<Keeper> keeper) const;
 
   /// From now on others may change the data.
@@ -86,6 +87,7 @@ class __attribute__((visibility("default"))) Promise {
   // Guarded by mutex_.
   mutable std::vector<std::weak_ptr<Keeper>> keepers_;
   mutable unsigned asking_ = 0;
+  mutable std::uint64_t given_up_ = 0;  ///< the last tenure that was
 };
 
 /// A new promise, not yet begun.  Made here, because a filter may have it

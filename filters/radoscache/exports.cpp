@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <bit>
 #include <cerrno>
+#include <cinttypes>
 #include <cstring>
 #include <exception>
 
@@ -43,17 +44,37 @@ Exports::Export::Export(std::string name, BlockCache& cache, std::uint32_t id,
         [this](WriteBack::Tenure t) { return t == tenure(); });
 }
 
+Exports::Export::~Export() { lose(); }
+
+void Exports::Export::report_loss(std::uint64_t bytes) const noexcept {
+  if (bytes != 0)
+    nbdkit_error("radoscache: export \"%s\": %" PRIu64
+                 " bytes that clients have written are lost",
+                 name_.c_str(), bytes);
+}
+
+void Exports::Export::lose() noexcept {
+  if (writes_) report_loss(writes_->drop());
+}
+
 void Exports::Export::add(Channel& channel) {
   const std::scoped_lock lock(mutex_);
   channels_.push_back(&channel);
 }
 
-bool Exports::Export::remove(Channel& channel) {
+void Exports::Export::remove(Channel& channel) noexcept {
   std::unique_lock lock(mutex_);
   channel.closing = true;
   unused_.wait(lock, [&] { return channel.users == 0; });
   std::erase(channels_, &channel);
-  return channels_.empty();
+  // Under the mutex: what a client writes who comes now must not be among it.
+  if (channels_.empty() && (promise_ || shared_)) lose();
+}
+
+void Exports::Export::share() noexcept {
+  shared_ = true;
+  const std::scoped_lock lock(mutex_);
+  if (channels_.empty()) lose();
 }
 
 Exports::Channel* Exports::Export::acquire() noexcept {
@@ -73,6 +94,7 @@ void Exports::Export::release(Channel& channel) noexcept {
 
 void Exports::Export::give_up(std::uint64_t tenure) noexcept {
   if (!writes_ || assumed_) return;
+  const std::uint64_t lost = writes_->statistics().lost;
   writes_->close(tenure);
   int r = 0;
   try {
@@ -81,10 +103,16 @@ void Exports::Export::give_up(std::uint64_t tenure) noexcept {
   } catch (const std::exception& e) {
     r = ENOMEM;
   }
+  // Somebody else may be about to try again.  His request could wait below
+  // until the lock is back.
+  writes_->abandon(tenure);
+  const std::uint64_t bytes = writes_->statistics().lost - lost;
+  if (bytes == 0) return;
   if (r != 0)
     nbdkit_error("radoscache: export \"%s\": what clients have written cannot "
                  "be written below, and another client gets the lock: %s",
                  name_.c_str(), std::strerror(r));
+  report_loss(bytes);
 }
 
 bool Exports::Export::ready() noexcept {
@@ -117,8 +145,10 @@ std::shared_ptr<Exports::Export> Exports::use(
     --e;
     // The one in *list_, the one in *next.  Earlier lists only add to it.
     const bool unused = e->use_count() <= 2;
+    const bool dirty = (*e)->writes_ && !(*e)->writes_->empty();
     if ((*e)->name() == name) (*e)->retired_ = true;
-    if (unused && ((*e)->retired_ || ++idle > most_idle)) e = next->erase(e);
+    if (unused && ((*e)->retired_ || (!dirty && ++idle > most_idle)))
+      e = next->erase(e);
   }
   std::erase_if(earlier_, [](const auto& list) { return list.expired(); });
   earlier_.push_back(list_);
@@ -127,7 +157,7 @@ std::shared_ptr<Exports::Export> Exports::use(
   if (made->writes() != nullptr && promise) promise->add_keeper(made);
   for (const auto& e : *next) {
     if (different(*e, *made)) continue;
-    e->shared_ = true;
+    e->share();
     made->shared_ = true;
   }
   next->push_back(std::move(made));

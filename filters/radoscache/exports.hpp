@@ -82,6 +82,7 @@ class Exports {
            std::shared_ptr<const Promise> promise, bool assumed,
            const Options& options,
            std::vector<std::weak_ptr<const List>> before);
+    ~Export() override;
     [[nodiscard]] const std::string& name() const noexcept { return name_; }
     [[nodiscard]] CachedDisk& disk() noexcept { return disk_; }
     [[nodiscard]] CachedExtents& extents() noexcept { return extents_; }
@@ -94,14 +95,15 @@ class Exports {
       if (assumed_) return 1;
       return promise_ ? promise_->tenure() : 0;
     }
-    /// Whether the plugin closes the disk with its last client.
-    [[nodiscard]] bool promised() const noexcept { return promise_ != nullptr; }
-
     /// The channel may be used until remove() returns, which waits for those
     /// who use it.
     void add(Channel& channel);
-    /// Returns whether it was the last one.
-    bool remove(Channel& channel);
+    /// What is still kept when the last one goes is given up, unless a later
+    /// client can write it: he cannot where the plugin forgets the disk with
+    /// its last client, and must not where others can write to it meanwhile.
+    void remove(Channel& channel) noexcept;
+    /// Forgets what is kept and says how much is lost by that.
+    void lose() noexcept;
     /// Calls use(write) with a channel; returns false where there is none.
     template <class Use>
     bool with_channel(Use&& use) {
@@ -132,6 +134,9 @@ class Exports {
     friend class Exports;
     [[nodiscard]] Channel* acquire() noexcept;
     void release(Channel& channel) noexcept;
+    /// There is another export that may be the same disk.
+    void share() noexcept;
+    void report_loss(std::uint64_t bytes) const noexcept;
 
     /// Another shape of this name has been seen since, so what is cached may
     /// be of before.  Guarded by the mutex of Exports.

@@ -275,15 +275,6 @@ void statistics() {
   });
 }
 
-/// Nobody can write any more what an export keeps.
-void lost(Exports::Export& e) {
-  const std::uint64_t bytes = e.writes()->drop();
-  if (bytes != 0)
-    nbdkit_error("radoscache: export \"%s\": %" PRIu64
-                 " bytes that clients have written are lost",
-                 e.name().c_str(), bytes);
-}
-
 // Parameters ----------------------------------------------------------------
 
 int choose(const char* key, const char* value, const char* choices) {
@@ -433,8 +424,7 @@ void cleanup(nbdkit_backend* /*backend*/) {
   if (!state) return;
   state->writers.reset();
   state->on_signal.reset();
-  for (const auto& e : state->exports.all())
-    if (e->writes() != nullptr) lost(*e);
+  for (const auto& e : state->exports.all()) e->lose();
   statistics();
 }
 
@@ -468,13 +458,10 @@ void* open_export(nbdkit_next_open* next, nbdkit_context* context,
   return made;
 }
 
-/// The plugin forgets a disk with its last client, and what could not be
-/// written cannot be written later; elsewhere the next client can.
-void detach(Connection& c) {
+void detach(Connection& c) noexcept {
   if (!c.channel) return;
-  const bool last = c.entry->remove(*c.channel);
+  c.entry->remove(*c.channel);
   c.channel.reset();
-  if (last && c.entry->promised()) lost(*c.entry);
 }
 
 void close_export(void* handle) {
@@ -575,6 +562,10 @@ int finalize(nbdkit_next* /*next*/, void* handle) {
     nbdkit_error("radoscache: export \"%s\": what clients have written cannot "
                  "be written below: %s",
                  c.name.c_str(), std::strerror(err));
+  else if (c.losses_told != c.entry->writes()->losses())
+    nbdkit_error("radoscache: export \"%s\": some of what clients have written "
+                 "was lost with the exclusive lock",
+                 c.name.c_str());
   detach(c);
   return 0;
 }

@@ -287,3 +287,14 @@ failed 0, bytes lost 0, dirty bytes [1-9][0-9]* of 16777216' $nbdkit_log" , \
 stop_nbdkit
 grep -q 'debug: radoscache: .* written below 1, .* dirty bytes 0 of' \
   "$nbdkit_log" || die "no statistics at the end"
+
+say "a signal while the server starts"
+start_nbdkit --filter=radoscache eval get_size='echo 1M' \
+  after_fork="touch $tmp/starts; until [ -e $tmp/go ]; do sleep 0.1; done" \
+  pread="dd if=$tmp/disk iflag=skip_bytes,count_bytes skip=\$4 count=\$3" \
+  cache-assume=exclusive
+wait_until 20 test -e "$tmp/starts"
+kill -USR1 "$nbdkit_pid"
+touch "$tmp/go"
+"$nbd_expect" "$(uri)" read 0 4K ok
+stop_nbdkit

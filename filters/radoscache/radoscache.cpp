@@ -400,6 +400,8 @@ int config_complete(nbdkit_next_config_complete* next,
 
 int get_ready(int final_thread_model) {
   thread_model = final_thread_model;
+  // Who knows the process by its pid file may send it before after_fork.
+  survive_signal();
   return 0;
 }
 
@@ -412,9 +414,13 @@ int after_fork(nbdkit_backend* /*backend*/) {
         thread_model == NBDKIT_THREAD_MODEL_PARALLEL)
       state->writers.emplace(state->exports, state->dirty);
     state->on_signal.emplace([] {
-      const std::string line = "radoscache: " + statistics_text() + "\n";
-      std::fputs(line.c_str(), stderr);
-      std::fflush(stderr);
+      int error;
+      (void)guard("statistics", &error, [] {
+        const std::string line = "radoscache: " + statistics_text() + "\n";
+        std::fputs(line.c_str(), stderr);
+        std::fflush(stderr);
+        return 0;
+      });
     });
     return 0;
   });
@@ -428,7 +434,10 @@ void cleanup(nbdkit_backend* /*backend*/) {
   statistics();
 }
 
-void unload() { state.reset(); }
+void unload() {
+  ignore_signal();
+  state.reset();
+}
 
 // Exports -------------------------------------------------------------------
 
@@ -688,13 +697,14 @@ std::uint32_t keep(Connection& c, const char* data, std::uint32_t count,
   std::uint32_t kept = 0;
   for (int i = 0; i < attempts_to_keep; ++i) {
     const bool pressing = state->dirty.pressing();
-    const bool idle = state->dirty.used() == 0;
     kept += writes.take(data + kept, count - kept, offset + kept, tenure);
     if (!state->writers)
       (void)writes.work(state->dirty.pressing(), c.channel->write);
-    else if (idle || pressing != state->dirty.pressing() ||
+    else if (pressing != state->dirty.pressing() ||
              (offset + count) % writes.shape().chunk < count)
       state->writers->notify();
+    else
+      state->writers->notice();
     if (kept == count || c.entry->tenure() != tenure ||
         !writes.make_room(c.channel->write))
       break;

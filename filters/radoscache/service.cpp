@@ -57,10 +57,11 @@ void Writers::work() noexcept {
     lock.lock();
     const auto called = [this] { return stopping_ || wanted_; };
     if (!done) {
-      if (dirty_.used() == 0)
-        wake_.wait(lock, called);
-      else
-        wake_.wait_for(lock, look_interval, called);
+      // Who keeps something looks at resting_ afterwards.
+      ++resting_;
+      wake_.wait(lock, [&] { return called() || dirty_.used() != 0; });
+      --resting_;
+      wake_.wait_for(lock, look_interval, called);
     }
     --asleep_;
   }
@@ -96,6 +97,17 @@ void handle_signal(int) {
 
 }  // namespace
 
+void survive_signal() noexcept {
+  // Not SIG_IGN, which the command of --run would inherit.
+  struct sigaction how = {};
+  how.sa_handler = handle_signal;
+  how.sa_flags = SA_RESTART;
+  ::sigemptyset(&how.sa_mask);
+  (void)::sigaction(SIGUSR1, &how, nullptr);
+}
+
+void ignore_signal() noexcept { (void)::signal(SIGUSR1, SIG_IGN); }
+
 SignalThread::SignalThread(std::function<void()> action)
     : action_(std::move(action)) {
   const int fd = ::eventfd(0, EFD_CLOEXEC);
@@ -115,16 +127,11 @@ SignalThread::SignalThread(std::function<void()> action)
     throw;
   }
   signal_fd = fd;
-  struct sigaction how = {};
-  how.sa_handler = handle_signal;
-  how.sa_flags = SA_RESTART;
-  ::sigemptyset(&how.sa_mask);
-  (void)::sigaction(SIGUSR1, &how, nullptr);
 }
 
 SignalThread::~SignalThread() {
   // The handler's code may be unloaded.
-  (void)::signal(SIGUSR1, SIG_IGN);
+  ignore_signal();
   const int fd = signal_fd.exchange(-1);
   stopping_ = true;
   const std::uint64_t one = 1;

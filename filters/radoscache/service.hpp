@@ -32,6 +32,10 @@ class Writers {
 
   /// There may be something to do.  Thread-safe.
   void notify() noexcept;
+  /// Something has been kept, which need not be written now.  Thread-safe.
+  void notice() noexcept {
+    if (resting_.load() != 0) notify();
+  }
 
  private:
   /// So many requests below at once.
@@ -45,6 +49,8 @@ class Writers {
   Exports& exports_;
   DirtyLimit& dirty_;
   std::atomic<unsigned> asleep_{0};
+  /// Threads that wait without a time-out, because nothing is kept.
+  std::atomic<unsigned> resting_{0};
   std::mutex mutex_;
   std::condition_variable wake_;
   bool wanted_ = false;    // guarded by mutex_
@@ -52,8 +58,13 @@ class Writers {
   std::vector<std::thread> threads_;
 };
 
+/// From now on SIGUSR1 does not end the process.
+void survive_signal() noexcept;
+/// From now on SIGUSR1 is ignored, by code that stays.
+void ignore_signal() noexcept;
+
 /// Calls a function in a thread of its own each time that the process gets
-/// SIGUSR1.  One object in a process.
+/// SIGUSR1.  One object in a process; after survive_signal().
 class SignalThread {
  public:
   /// `action` must not throw.  Throws std::system_error.

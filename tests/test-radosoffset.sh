@@ -48,9 +48,15 @@ requests() {
     cache 0 64K ok , status 0 1M ok , status 0 1M ok req-one , \
     status end-1 1 ok , flush ok
   stop_nbdkit
-  # Not the times, nor when the server was ready.
+  # Not the times, nor when the server was ready.  Where a file has holes is for
+  # its file system to say, and may change when the kernel writes it.
   sed -E 's/^[^ ]+ [^ ]+ //; / (Preconnect|Ready|Fork)/d; /^(Ready|Fork)/d' \
     "$tmp/log" >"$tmp/$filter.log"
+  case " $* " in
+  *" file "*)
+    sed -E -i 's/( [.]{3}Extents id=[0-9]+ extents=)\(.*\)/\1(...)/' \
+      "$tmp/$filter.log" ;;
+  esac
   mv "$tmp/disk" "$tmp/$filter.disk"
 }
 
@@ -72,6 +78,7 @@ compare() {
   done
 }
 
+compare memory 8M offset=4097 range=3M
 compare file "$tmp/disk" offset=1M range=3M
 compare file "$tmp/disk" offset=4097 range=1234567
 compare file "$tmp/disk" offset=5M

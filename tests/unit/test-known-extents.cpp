@@ -193,7 +193,8 @@ class TestKnownExtents : public CppUnit::TestFixture {
       threads.emplace_back([&, t] {
         std::mt19937 random(100 + t);
         Ranges ranges;
-        while (!stop) {
+        // On a busy machine the hits may all come when the changes are over.
+        while (!stop || hits <= 100) {
           std::unique_ptr<Learning> learning;
           for (int i = 0; i < 8; ++i) {
             const std::uint64_t n = random() % objects;

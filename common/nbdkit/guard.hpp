@@ -35,6 +35,14 @@ namespace nbdrados {
   }
 }
 
+/// Gives nbdkit the errno of a callback.  In threads that nbdkit has not
+/// started, such as those of filters, nbdkit_set_error has no effect, and errno
+/// itself counts (nbdkit: server/plugins.c, get_error), which must be set last.
+inline void set_error(int code) noexcept {
+  nbdkit_set_error(code);
+  errno = code;
+}
+
 /// Runs `body` for the callback `operation`.  Returns what body returns; an
 /// exception becomes one line for nbdkit_error, an errno and `failure`.
 template <class Result, class Body>
@@ -44,13 +52,13 @@ template <class Result, class Body>
     return std::forward<Body>(body)();
   } catch (const Error& e) {
     nbdkit_error("%s: %s", operation, e.what());
-    nbdkit_set_error(nbd_errno(e.code()));
+    set_error(nbd_errno(e.code()));
   } catch (const std::bad_alloc&) {
     nbdkit_error("%s: out of memory", operation);
-    nbdkit_set_error(ENOMEM);
+    set_error(ENOMEM);
   } catch (const std::exception& e) {
     nbdkit_error("%s: %s", operation, e.what());
-    nbdkit_set_error(EIO);
+    set_error(EIO);
   }
   return failure;
 }

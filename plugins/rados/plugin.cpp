@@ -234,7 +234,7 @@ int zero(void* handle, std::uint32_t count, std::uint64_t offset,
          std::uint32_t flags) {
   const bool may_free = (flags & NBDKIT_FLAG_MAY_TRIM) != 0;
   if ((flags & NBDKIT_FLAG_FAST_ZERO) != 0 && !may_free) {
-    nbdkit_set_error(EOPNOTSUPP);
+    set_error(EOPNOTSUPP);
     return -1;
   }
   return guard("zero", [&] {
@@ -295,7 +295,7 @@ struct nbdkit_plugin make_plugin() {
       "Serve Ceph images (RBD and striped RADOS objects) over NBD";
   p.magic_config_key = "target";
   p.config_help = config_help;
-  p.errno_is_preserved = 0;
+  p.errno_is_preserved = 1;  // see set_error
   p.load = load;
   p.unload = unload;
   p.config = set_config;

@@ -358,6 +358,15 @@ std::vector<WriteBack::Range> WriteBack::read(char* to, std::uint64_t count,
   return rest;
 }
 
+bool WriteBack::untouched(std::uint64_t count,
+                          std::uint64_t offset) const noexcept {
+  if (empty()) return true;
+  for (std::uint64_t n = offset / shape_.chunk;
+       n * shape_.chunk < offset + count; ++n)
+    if (!absent(n)) return false;
+  return true;
+}
+
 std::vector<WriteBack::Range> WriteBack::kept(std::uint64_t count,
                                               std::uint64_t offset) const {
   std::vector<Range> list;
@@ -422,11 +431,10 @@ bool WriteBack::begin(Shard& s, std::uint64_t number, Chunk& chunk,
 
 /// Writes parts that nobody else writes.  The lock is held on entry and on
 /// return.
-int WriteBack::help(Shard& s, std::unique_lock<std::mutex>& lock,
-                    std::uint64_t number, Out& out, const Write& write) {
+void WriteBack::help(Shard& s, std::unique_lock<std::mutex>& lock,
+                     std::uint64_t number, Out& out, const Write& write) {
   const std::uint64_t base = number * shape_.chunk;
   const Parts& parts = out.layer->parts;
-  int result = 0;
   while (out.next < parts.size()) {
     const std::size_t i = out.next++;
     ++out.running;
@@ -448,13 +456,11 @@ int WriteBack::help(Shard& s, std::unique_lock<std::mutex>& lock,
     } else {
       ++s.statistics.failed;
       if (out.error == 0) out.error = r;
-      if (result == 0) result = r;
       out.next = parts.size();
     }
     if (out.next == parts.size() && out.running == 0)
       end(s, number, s.chunks.find(number)->second);
   }
-  return result;
 }
 
 /// All of `out` that will be written, is.
@@ -536,7 +542,7 @@ int WriteBack::write_chunk(std::uint64_t number, const Write& write) {
       if (!begin(s, number, found->second, result)) return result;
       out = found->second.out;
     }
-    (void)help(s, lock, number, *out, write);
+    help(s, lock, number, *out, write);
     s.ended.wait(lock, [&] { return out->ended; });
     result = out->error;
     if (begun) break;
@@ -578,7 +584,7 @@ bool WriteBack::work(bool pressing, const Write& write) {
     for (const auto& o : s.outs) {
       const std::shared_ptr<Out> out = o.second;
       if (out->next == out->layer->parts.size()) continue;
-      (void)help(s, lock, o.first, *out, write);
+      help(s, lock, o.first, *out, write);
       return true;
     }
     int looked_at = 0;
@@ -591,7 +597,7 @@ bool WriteBack::work(bool pressing, const Write& write) {
       int lost = 0;
       if (begin(s, number, chunk, lost)) {
         const std::shared_ptr<Out> out = chunk.out;
-        (void)help(s, lock, number, *out, write);
+        help(s, lock, number, *out, write);
       }
       return true;
     }

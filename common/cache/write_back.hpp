@@ -140,6 +140,11 @@ class WriteBack {
   /// Whether there is nothing; wait-free.
   [[nodiscard]] bool empty() const noexcept { return chunks_.load() == 0; }
 
+  /// true: there is nothing of a range.  Wait-free and without memory, so it
+  /// is what to ask before read().
+  [[nodiscard]] bool untouched(std::uint64_t count,
+                               std::uint64_t offset) const noexcept;
+
   /// See above.  Nothing of the chunks of a range is being written below, and
   /// nothing will be, while it lives.
   class Hold {
@@ -223,8 +228,8 @@ class WriteBack {
   void erase(Shard& s, std::uint64_t number) noexcept;
   [[nodiscard]] bool begin(Shard& s, std::uint64_t number, Chunk& chunk,
                            int& lost);
-  int help(Shard& s, std::unique_lock<std::mutex>& lock, std::uint64_t number,
-           Out& out, const Write& write);
+  void help(Shard& s, std::unique_lock<std::mutex>& lock,
+            std::uint64_t number, Out& out, const Write& write);
   void end(Shard& s, std::uint64_t number, Chunk& chunk) noexcept;
   int write_chunk(std::uint64_t number, const Write& write);
   [[nodiscard]] std::vector<std::uint64_t> numbers(std::uint64_t count,

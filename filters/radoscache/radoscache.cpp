@@ -604,11 +604,6 @@ int can_cache(nbdkit_next* next, void* handle) {
 
 // Requests ------------------------------------------------------------------
 
-/// What this client's export keeps; null: nothing.
-WriteBack* writes_of(const Connection& c) {
-  return c.entry ? c.entry->writes() : nullptr;
-}
-
 /// Reads through the cache, if that is right now.
 int read_clean(nbdkit_next* next, void* handle, char* to, std::uint32_t count,
                std::uint64_t offset) {
@@ -632,8 +627,8 @@ int pread(nbdkit_next* next, void* handle, void* buffer, std::uint32_t count,
     char* const to = static_cast<char*>(buffer);
     if (const int r = state->exports.settle(*c.entry, count, offset); r != 0)
       return r;
-    WriteBack* const writes = writes_of(c);
-    if (writes == nullptr || writes->empty())
+    const WriteBack* const writes = c.entry->writes();
+    if (writes == nullptr || writes->untouched(count, offset))
       return read_clean(next, handle, to, count, offset);
     // First what is kept; see write_back.hpp.
     for (const WriteBack::Range& rest : writes->read(to, count, offset)) {
@@ -646,20 +641,26 @@ int pread(nbdkit_next* next, void* handle, void* buffer, std::uint32_t count,
   });
 }
 
-/// A change of the export.  `call` makes the request below; `data` is what the
-/// range has then.
+/// A change of the export.  call(flags, err) makes the request below; `data` is
+/// what the range has then.
 enum class Content { data, zeroes, unknown };
 template <class Call>
-int change(const char* operation, void* handle, std::uint32_t count,
-           std::uint64_t offset, Content content, const void* data, int* err,
-           Call&& call) {
-  return guard(operation, err, [&] {
-    Connection& c = connection_of(handle);
+int change(const char* operation, nbdkit_next* next, const Connection& c,
+           std::uint32_t count, std::uint64_t offset, std::uint32_t flags,
+           Content content, const char* data, int* err, Call&& call) {
+  // FUA is promised where writes are kept, whatever the plugin can.
+  bool flush_below = false;
+  if (c.channel && (flags & NBDKIT_FLAG_FUA) != 0 &&
+      next->can_fua(next) == NBDKIT_FUA_NONE) {
+    flags &= ~NBDKIT_FLAG_FUA;
+    flush_below = next->can_flush(next) == 1;
+  }
+  const int result = guard(operation, err, [&] {
     if (const int r = state->exports.settle(*c.entry, count, offset); r != 0)
       return r;
     // Older data of this range must not come later.
     std::optional<WriteBack::Hold> hold;
-    if (WriteBack* const writes = writes_of(c);
+    if (WriteBack* const writes = c.entry->writes();
         writes != nullptr && !writes->empty()) {
       // What is trimmed may stay as it is below.  That must not be older than
       // what has been written.  What cannot be written stays.
@@ -668,28 +669,20 @@ int change(const char* operation, void* handle, std::uint32_t count,
       hold.emplace(*writes, count, offset);
     }
     Exports::Changing changing(state->exports, *c.entry, count, offset);
-    const int r = ask(std::forward<Call>(call));
-    if (r == 0 && content != Content::unknown)
-      changing.done(content == Content::data ? static_cast<const char*>(data)
-                                             : nullptr);
-    if (r == 0 && hold && content != Content::unknown) hold->superseded();
+    const int r = ask([&](int* e) { return call(flags, e); });
+    if (r == 0 && content != Content::unknown) {
+      changing.done(data);
+      if (hold) hold->superseded();
+    }
     return r;
   });
-}
-
-/// The flags for the layer below; `flush` where it must be flushed instead.
-std::uint32_t fua_below(nbdkit_next* next, std::uint32_t flags, bool& flush) {
-  if ((flags & NBDKIT_FLAG_FUA) == 0 ||
-      next->can_fua(next) > NBDKIT_FUA_NONE)
-    return flags;
-  flush = next->can_flush(next) == 1;
-  return flags & ~NBDKIT_FLAG_FUA;
+  return result == 0 && flush_below ? next->flush(next, 0, err) : result;
 }
 
 /// Keeps a write, or the first part of it; returns how many bytes.
 std::uint32_t keep(Connection& c, const char* data, std::uint32_t count,
                    std::uint64_t offset) {
-  WriteBack& writes = *writes_of(c);
+  WriteBack& writes = *c.entry->writes();
   const WriteBack::Tenure tenure = c.entry->tenure();
   if (tenure == 0 || count > largest_kept ||
       state->exports.settle(*c.entry, count, offset) != 0)
@@ -718,43 +711,32 @@ int pwrite(nbdkit_next* next, void* handle, const void* buffer,
   Connection& c = connection_of(handle);
   if (!c.entry) return next->pwrite(next, buffer, count, offset, flags, err);
   const char* data = static_cast<const char*>(buffer);
-  bool flush_below = false;
-  if (c.channel) {
-    if ((flags & NBDKIT_FLAG_FUA) == 0) {
-      std::uint32_t kept = 0;
-      if (guard("pwrite", err, [&] {
-            kept = keep(c, data, count, offset);
-            return 0;
-          }) == -1)
-        return -1;
-      data += kept;
-      offset += kept;
-      count -= kept;
-      if (count == 0) return 0;
-    } else {
-      flags = fua_below(next, flags, flush_below);
-    }
+  if (c.channel && (flags & NBDKIT_FLAG_FUA) == 0) {
+    std::uint32_t kept = 0;
+    if (guard("pwrite", err, [&] {
+          kept = keep(c, data, count, offset);
+          return 0;
+        }) == -1)
+      return -1;
+    data += kept;
+    offset += kept;
+    count -= kept;
+    if (count == 0) return 0;
   }
-  if (change("pwrite", handle, count, offset, Content::data, data, err,
-             [&](int* e) {
-               return next->pwrite(next, data, count, offset, flags, e);
-             }) == -1)
-    return -1;
-  return flush_below ? next->flush(next, 0, err) : 0;
+  return change("pwrite", next, c, count, offset, flags, Content::data, data,
+                err, [&](std::uint32_t f, int* e) {
+                  return next->pwrite(next, data, count, offset, f, e);
+                });
 }
 
 int zero(nbdkit_next* next, void* handle, std::uint32_t count,
          std::uint64_t offset, std::uint32_t flags, int* err) {
   const Connection& c = connection_of(handle);
   if (!c.entry) return next->zero(next, count, offset, flags, err);
-  bool flush_below = false;
-  if (c.channel) flags = fua_below(next, flags, flush_below);
-  if (change("zero", handle, count, offset, Content::zeroes, nullptr, err,
-             [&](int* e) {
-               return next->zero(next, count, offset, flags, e);
-             }) == -1)
-    return -1;
-  return flush_below ? next->flush(next, 0, err) : 0;
+  return change("zero", next, c, count, offset, flags, Content::zeroes, nullptr,
+                err, [&](std::uint32_t f, int* e) {
+                  return next->zero(next, count, offset, f, e);
+                });
 }
 
 // What is trimmed reads as anything.
@@ -762,14 +744,10 @@ int trim(nbdkit_next* next, void* handle, std::uint32_t count,
          std::uint64_t offset, std::uint32_t flags, int* err) {
   const Connection& c = connection_of(handle);
   if (!c.entry) return next->trim(next, count, offset, flags, err);
-  bool flush_below = false;
-  if (c.channel) flags = fua_below(next, flags, flush_below);
-  if (change("trim", handle, count, offset, Content::unknown, nullptr, err,
-             [&](int* e) {
-               return next->trim(next, count, offset, flags, e);
-             }) == -1)
-    return -1;
-  return flush_below ? next->flush(next, 0, err) : 0;
+  return change("trim", next, c, count, offset, flags, Content::unknown, nullptr,
+                err, [&](std::uint32_t f, int* e) {
+                  return next->trim(next, count, offset, f, e);
+                });
 }
 
 int flush(nbdkit_next* next, void* handle, std::uint32_t flags, int* err) {
@@ -796,7 +774,7 @@ int extents(nbdkit_next* next, void* handle, std::uint32_t count,
     if (const int r = state->exports.settle(*c.entry, count, offset); r != 0)
       return r;
     NotBelow not_below;
-    if (WriteBack* const writes = writes_of(c);
+    if (const WriteBack* const writes = c.entry->writes();
         writes != nullptr && !writes->empty())
       not_below = [writes](const CachedExtents::Range& range) {
         std::vector<CachedExtents::Range> ranges;

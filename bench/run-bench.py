@@ -128,8 +128,10 @@ TASKS = [
          ["plugin", "qemu-nbd", "rbd export"]),
     Task("nbdcopy-full", "nbdcopy of the full image to null:",
          ["plugin", "qemu-nbd", "rbd export"]),
-    Task("fill-new", "nbdcopy of a file of random data to a new image",
-         ["plugin", "qemu-nbd", "rbd import"]),
+    Task("fill-new", "nbdcopy of a file of random data to a new image, in "
+         "requests of 1 MiB",
+         ["plugin", "plugin, 256 KiB", "qemu-nbd", "qemu-nbd, 256 KiB",
+          "rbd import"]),
     Task("map-sparse", "nbdinfo --map of the sparse image",
          ["plugin", "qemu-nbd"]),
     Task("map-large", "nbdinfo --map of the large sparse image",
@@ -190,20 +192,21 @@ class Bench:
 
     # -- servers
 
-    def nbdkit(self, *arguments, built=True):
+    def nbdkit(self, *arguments, built=True, threads=None):
         """The command line of nbdkit; `built`: with what this tree builds."""
         return [*([self.options.run] if built else []), "nbdkit", "-f",
-                "-t", str(self.options.threads), "-U", "SOCKET",
+                "-t", str(threads or self.options.threads), "-U", "SOCKET",
                 "-P", "PID_FILE", *arguments]
 
     def rados_arguments(self, image):
         return ["rados", "pool=" + POOL, "image=" + image.name,
                 "conf=" + self.cluster.conf, *self.options.plugin_option]
 
-    def server(self, kind, image, writable, environment=None):
+    def server(self, kind, image, writable, environment=None, threads=None):
         read_only = [] if writable else ["-r"]
         if kind == "plugin":
-            command = self.nbdkit(*read_only, *self.rados_arguments(image))
+            command = self.nbdkit(*read_only, *self.rados_arguments(image),
+                                  threads=threads)
         elif kind == "null":
             command = self.nbdkit(*read_only, "null", f"size={image.size}",
                                   built=False)
@@ -513,7 +516,9 @@ class Bench:
                 for _ in range(size // MIB):
                     file.write(os.urandom(MIB))
         kinds = [k for k in task.kinds if k == "rbd import" or any(
-            s.name.startswith(k) for s in self.servers)]
+            s.name.startswith(k.partition(",")[0]) for s in self.servers)]
+        if self.options.quick:
+            kinds = [k for k in kinds if "," not in k]
         turn = number % len(kinds)
         for kind in kinds[turn:] + kinds[:turn]:
             if kind != "rbd import":
@@ -522,11 +527,17 @@ class Bench:
             if kind == "rbd import":
                 result = self.timed_rbd("import", source, f"{POOL}/fill")
             else:
-                server = "plugin" if kind == "plugin" else "qemu-nbd-best"
-                with self.server(server, image, True) as running:
+                name, _, size_text = kind.partition(", ")
+                server = "plugin" if name == "plugin" else "qemu-nbd-best"
+                # What nbdcopy has in flight is 16 MiB a connection.
+                request, threads = ((256 * KIB, None) if size_text
+                                    else (MIB, 16))
+                with self.server(server, image, True,
+                                 threads=threads) as running:
                     before = cpu_ns(running.pid)
                     start = time.monotonic()
-                    command_output(["nbdcopy", "--flush", source,
+                    command_output(["nbdcopy", "--flush",
+                                    f"--request-size={request}", source,
                                     running.uri], timeout=COPY_TIMEOUT)
                     result = {"seconds": time.monotonic() - start}
                     result["server_cpu_s"] = (cpu_ns(running.pid)

@@ -2,12 +2,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
 #
 # Our encodings and the object map against the OSD's object classes, and
-# `rbd` as the judge of the maps.
+# `rbd` as the judge of the maps.  Of an image that is being filled the map
+# says a little more than exists, until the next flush or the end.
 
 source "$(dirname "$0")/functions.sh"
 requires_program rbd rados
 rbd_classes=$builddir/tests/rbd-classes
-requires_built "$rbd_classes"
+requires_built "$rbd_classes" "$nbd_expect"
+requires_plugin
 start_ceph
 
 id_of() { rbd info --format json "$1" | sed 's/.*"id":"\([^"]*\)".*/\1/'; }
@@ -45,3 +47,67 @@ for size in 160000 256; do
     >/dev/null
   clean_map "image$size"
 done
+
+# Objects that the map says exist.
+in_map() {
+  echo $(($(rbd du --format json "$1" |
+    sed 's/.*"used_size":\([0-9]*\).*/\1/') >> 16))
+}
+# Says that there are WANTED..MOST: mapped IMAGE WANTED [MOST]
+mapped() {
+  local n
+  n=$(in_map "$1")
+  [ "$n" -ge "$2" ] && [ "$n" -le "${3:-$2}" ] ||
+    die "$1: $n objects in the map, and not $2 to ${3:-$2}"
+}
+# fill_steps N OBJECTS BYTE: steps for nbd-expect
+fill_steps() {
+  local n
+  for ((n = $1; n < $1 + $2; n++)); do
+    steps+=(write $((n * 64))K 64K "$3" ok ,)
+  done
+}
+
+
+# How long a dead client counts as alive; 30 s by default.
+ceph tell osd.0 config set osd_client_watch_timeout 10 >/dev/null
+rbd create --size 16M --object-size 64K filled
+start_rados rbd/filled
+steps=()
+fill_steps 0 20 1
+steps+=(run "[ \$(rbd du --format json filled |
+  sed 's/.*\"used_size\":\([0-9]*\).*/\1/') -gt $((20 << 16)) ]" ,
+  # What is not there is none the less a hole, and zeros.
+  extents 0 2M 1310720:data,15466496:hole , read-is 1280K 64K 0 , flush ok)
+"$nbd_expect" "$(uri)" "${steps[@]}" || die "a sequential writer"
+mapped filled 20
+clean_map filled
+
+# Two at a time, and trims between what they reserve.
+steps=()
+fill_steps 20 5 1
+fill_steps 100 9 2
+fill_steps 25 4 1
+steps+=(trim 1M 1M ok , zero 6400K 128K ok , read-is 6400K 128K 0)
+"$nbd_expect" "$(uri)" "${steps[@]}" || die "two runs"
+stop_nbdkit
+mapped filled $((16 + 7))
+clean_map filled
+
+# A server that is killed leaves some that do not exist; nobody minds.
+start_rados rbd/filled
+steps=()
+fill_steps 29 12 3
+"$nbd_expect" "$(uri)" "${steps[@]}" run "kill -KILL $nbdkit_pid" ||
+  die "a third run"
+wait "$nbdkit_pid" 2>/dev/null || true
+mapped filled $((16 + 7 + 12 + 1)) $((16 + 7 + 12 + 7))
+start_rados rbd/filled break-lock=true
+steps=()
+fill_steps 43 1 3
+"$nbd_expect" "$(uri)" "${steps[@]}" extents 2624K 192K \
+  131072:hole,65536:data || die "after a kill"
+stop_nbdkit
+check_object_map rbd/filled
+said=$(rbd info filled | grep 'flags:' | tr -d '[:space:]')
+assert_eq flags: "$said"

@@ -275,6 +275,11 @@ class Image {
   /// On return the data is on every replica.
   void write(const char* buffer, std::uint64_t length, std::uint64_t offset);
 
+  /// All writes that have returned are durable already.  On return the object
+  /// map says no more of what exists than is true, except for what is being
+  /// written.  Does not throw.
+  void flush();
+
   enum class Zero {
     allocate,  // the range keeps, or gets, its space
     free,      // the range need not keep its space

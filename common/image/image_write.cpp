@@ -8,7 +8,8 @@
 //
 // A write to an object that the map does not call "exists":
 //   1. the map says "exists", without an object.  That is allowed: the map
-//      says what may exist.
+//      says what may exist.  Where objects are made one after the other, it
+//      says so of the next ones too (object_map.hpp: reservations).
 //   2. the object is written.
 //
 // A removal:
@@ -321,6 +322,9 @@ void Image::change_many(const View& view, std::size_t count,
       if (count == 1 && !alone) {
         if (single.plan.creates)
           view.map->begin_creation(number(0), 1);
+        else if (target(0).effect == Target::Effect::write &&
+                 !backed(view, number(0)))
+          view.map->mark_written(number(0));
         else if (!single.plan.skip && !single.plan.copy_up)
           view.map->mark_exists(number(0), 1);
       } else {
@@ -648,6 +652,16 @@ void Image::write(const char* buffer, std::uint64_t length,
       at += n;
     }
   });
+}
+
+void Image::flush() {
+  const auto view = view_.read();
+  if (!view->map) return;
+  try {
+    view->map->give_back();
+  } catch (const Error&) {
+    // The next change finds the map unusable, and sees to it.
+  }
 }
 
 void Image::zero_chunk(const View& view, std::uint64_t length,

@@ -33,8 +33,19 @@ constexpr int lock_rounds = 8;
 struct ObjectMap::Request {
   Kind kind;
   std::vector<Range> ranges;  // ascending
+  bool may_reserve = false;   // behind its only object
   bool done = false;
   std::optional<Error> error;
+};
+
+/// What is carried out together, in this order.
+struct ObjectMap::Batch {
+  std::vector<Range> removals;
+  std::vector<Range> ends;
+  std::vector<Range> returned;
+  std::vector<Range> creations;
+  std::vector<Range> marks;     // what was asked for,
+  std::vector<Range> reserves;  // and what becomes `exists` besides
 };
 
 /// One operation on the map's object.
@@ -130,12 +141,19 @@ std::shared_ptr<ObjectMap> ObjectMap::open(ObjectStore& store,
 }
 
 void ObjectMap::close() {
+  std::optional<Error> error;
+  try {
+    give_back();
+  } catch (const Error& e) {
+    error = e;
+  }
   std::string ignored;
   const int r = store_
                     .exec(oid_, lock_class, lock_method_unlock,
                           encode_unlock(rbd_lock_name, no_cookie), &ignored)
                     ->wait_for(limit_);
   if (r != -ENOENT) check(r, "cannot unlock object map " + oid_);
+  if (error) throw *error;
 }
 
 // Memory ------------------------------------------------------------------------
@@ -161,6 +179,8 @@ bool ObjectMap::concerns(Kind kind, std::uint64_t object_no) const noexcept {
       return now == ObjectState::pending;
     case Kind::begin_creation:
       return now == ObjectState::nonexistent;
+    case Kind::give_back:
+      return false;
     case Kind::mark_exists:
       return now != ObjectState::exists;
   }
@@ -171,7 +191,8 @@ ObjectState ObjectMap::target(Kind kind) noexcept {
   switch (kind) {
     case Kind::begin_removal:
     case Kind::begin_creation: return ObjectState::pending;
-    case Kind::end_removal: return ObjectState::nonexistent;
+    case Kind::end_removal:
+    case Kind::give_back: return ObjectState::nonexistent;
     case Kind::mark_exists: break;
   }
   return ObjectState::exists;
@@ -212,6 +233,17 @@ void ObjectMap::mark_exists(std::span<const std::uint64_t> objects) {
   change(Kind::mark_exists, objects);
 }
 
+void ObjectMap::mark_written(std::uint64_t object_no) {
+  check_range(object_no, 1);
+  if (concerns(Kind::mark_exists, object_no))
+    submit(Kind::mark_exists, {{object_no, object_no + 1}}, true);
+}
+
+void ObjectMap::give_back() {
+  if (has_reserved_.load(std::memory_order_acquire))
+    submit(Kind::give_back, {});
+}
+
 void ObjectMap::begin_creation(std::uint64_t first, std::uint64_t count) {
   change(Kind::begin_creation, first, count);
 }
@@ -250,10 +282,18 @@ void ObjectMap::change(Kind kind, std::span<const std::uint64_t> objects) {
   if (!ranges.empty()) submit(kind, std::move(ranges));
 }
 
-void ObjectMap::submit(Kind kind, std::vector<Range> ranges) {
-  Request request{.kind = kind, .ranges = std::move(ranges), .error = {}};
+void ObjectMap::submit(Kind kind, std::vector<Range> ranges,
+                       bool may_reserve) {
+  Request request{.kind = kind,
+                  .ranges = std::move(ranges),
+                  .may_reserve = may_reserve,
+                  .error = {}};
   std::unique_lock lock(mutex_);
   if (error_) throw *error_;
+  if (kind == Kind::mark_exists) {
+    take_reserved(request.ranges);
+    if (request.ranges.empty()) return;
+  }
   queue_.push_back(&request);
   while (!request.done) {
     if (!led_) {
@@ -272,31 +312,23 @@ void ObjectMap::submit(Kind kind, std::vector<Range> ranges) {
 /// Carries out everything that is queued.  The lock is held on entry and on
 /// return.
 void ObjectMap::lead(std::unique_lock<std::mutex>& lock) {
-  std::vector<Request*> batch;
-  batch.swap(queue_);
+  std::vector<Request*> requests;
+  requests.swap(queue_);
   std::optional<Error> error = error_;
   if (!error) {
     try {
-      const std::vector<Range> removals = joined(batch, Kind::begin_removal);
-      // First of all: what joins the others looks at memory.
-      apply(Kind::begin_removal, removals);
-      const std::vector<Range> ends = joined(batch, Kind::end_removal);
-      const std::vector<Range> creations =
-          joined(batch, Kind::begin_creation);
-      const std::vector<Range> marks = joined(batch, Kind::mark_exists);
+      const Batch batch = prepare(requests);
       lock.unlock();
       int r = 0;
       try {
-        r = send(removals, ends, creations, marks);
+        r = send(batch);
       } catch (...) {
         lock.lock();
         throw;
       }
       lock.lock();
       check(r, "cannot update object map " + oid_);
-      apply(Kind::end_removal, ends);
-      apply(Kind::begin_creation, creations);
-      apply(Kind::mark_exists, marks);
+      complete(batch);
     } catch (const Error& e) {
       error = e;
     } catch (const std::exception& e) {
@@ -306,11 +338,101 @@ void ObjectMap::lead(std::unique_lock<std::mutex>& lock) {
     if (error) {
       error_ = error;
       failed_.store(true, std::memory_order_release);
+      reserved_.clear();
     }
+    has_reserved_.store(!reserved_.empty(), std::memory_order_release);
   }
-  for (Request* const request : batch) {
+  for (Request* const request : requests) {
     request->error = error;
     request->done = true;
+  }
+}
+
+/// The caller holds mutex_, as for all down to complete.
+ObjectMap::Batch ObjectMap::prepare(std::span<Request* const> requests) {
+  Batch batch;
+  batch.removals = joined(requests, Kind::begin_removal);
+  // First of all: what joins the others looks at memory.
+  apply(Kind::begin_removal, batch.removals);
+  batch.ends = joined(requests, Kind::end_removal);
+  // What has become reserved while they waited.
+  for (Request* const request : requests)
+    if (request->kind == Kind::mark_exists) take_reserved(request->ranges);
+  for (const Request* const request : requests)
+    if (request->kind == Kind::give_back) {
+      no_more_reserved({0, objects_}, batch.returned);
+      runs_.clear();
+    }
+  batch.creations = joined(requests, Kind::begin_creation);
+  for (const Range& created : batch.creations)
+    no_more_reserved(created, batch.returned);
+  batch.marks = joined(requests, Kind::mark_exists);
+
+  const auto created = [&](std::uint64_t n) {
+    return std::any_of(
+        batch.creations.begin(), batch.creations.end(),
+        [n](const Range& r) { return n >= r.first && n < r.end; });
+  };
+  for (const Request* const request : requests) {
+    if (!request->may_reserve || request->ranges.empty()) continue;
+    const CreationRuns::Guess guess =
+        runs_.made(request->ranges.front().first,
+                   [this](const Range& range) { return reserved(range); });
+    no_more_reserved(guess.over, batch.returned);
+    Range range{guess.next.first, guess.next.first};
+    while (range.end < guess.next.end && range.end < objects_ &&
+           raw(range.end) == ObjectState::nonexistent && !created(range.end))
+      ++range.end;
+    if (range.first != range.end) batch.reserves.push_back(range);
+  }
+  return batch;
+}
+
+/// All of a batch is in the pool.
+void ObjectMap::complete(const Batch& batch) {
+  apply(Kind::end_removal, batch.ends);
+  apply(Kind::begin_creation, batch.creations);
+  apply(Kind::mark_exists, batch.marks);
+  for (const Range& r : batch.reserves)
+    for (std::uint64_t n = r.first; n < r.end; ++n)
+      if (raw(n) == ObjectState::nonexistent) reserved_.insert(n);
+}
+
+/// Whether any of them is.
+bool ObjectMap::reserved(Range range) const {
+  const auto at = reserved_.lower_bound(range.first);
+  return at != reserved_.end() && *at < range.end;
+}
+
+/// Takes away what is reserved, and has memory say that it exists.
+void ObjectMap::take_reserved(std::vector<Range>& ranges) {
+  if (reserved_.empty()) return;
+  std::vector<Range> left;
+  for (Range range : ranges) {
+    auto at = reserved_.lower_bound(range.first);
+    while (at != reserved_.end() && *at < range.end) {
+      const Range taken{*at, *at + 1};
+      if (range.first != taken.first) left.push_back({range.first, taken.first});
+      range.first = taken.end;
+      apply(Kind::mark_exists, {&taken, 1});
+      at = reserved_.erase(at);
+    }
+    if (range.first != range.end) left.push_back(range);
+  }
+  ranges = std::move(left);
+  has_reserved_.store(!reserved_.empty(), std::memory_order_release);
+}
+
+/// Moves what is reserved to `out`.
+void ObjectMap::no_more_reserved(Range range, std::vector<Range>& out) {
+  auto at = reserved_.lower_bound(range.first);
+  while (at != reserved_.end() && *at < range.end) {
+    const std::uint64_t n = *at;
+    if (!out.empty() && out.back().end == n)
+      ++out.back().end;
+    else
+      out.push_back({n, n + 1});
+    at = reserved_.erase(at);
   }
 }
 
@@ -331,6 +453,7 @@ std::vector<ObjectMap::Range> ObjectMap::joined(
     // An end_removal of the same batch may change what is in between.
     if (kind == Kind::begin_creation) return false;
     if ((first - 1) / object_map_block != end / object_map_block) return false;
+    if (reserved({first, end})) return false;
     for (; first < end; ++first)
       if (concerns(kind, first)) return false;
     return true;
@@ -356,6 +479,7 @@ void ObjectMap::add_operations(
   std::optional<ObjectState> current;
   if (kind == Kind::begin_removal) current = ObjectState::exists;
   if (kind == Kind::end_removal) current = ObjectState::pending;
+  if (kind == Kind::give_back) current = ObjectState::exists;
   if (kind == Kind::begin_creation) current = ObjectState::nonexistent;
   // The first update of a kind begins an operation, so that the kinds are
   // carried out one after the other.
@@ -382,14 +506,27 @@ void ObjectMap::add_operations(
 }
 
 /// Returns the first error, when all operations have ended.
-int ObjectMap::send(std::span<const Range> removals,
-                    std::span<const Range> ends,
-                    std::span<const Range> creations,
-                    std::span<const Range> marks) {
+int ObjectMap::send(const Batch& batch) {
+  // What is reserved follows what was asked for, and can be the same.
+  std::vector<Range> marks = batch.marks;
+  marks.insert(marks.end(), batch.reserves.begin(), batch.reserves.end());
+  std::sort(marks.begin(), marks.end(), [](const Range& a, const Range& b) {
+    return a.first < b.first;
+  });
+  std::size_t kept = 0;
+  for (const Range& r : marks) {
+    if (kept != 0 && r.first <= marks[kept - 1].end)
+      marks[kept - 1].end = std::max(marks[kept - 1].end, r.end);
+    else
+      marks[kept++] = r;
+  }
+  marks.resize(kept);
+
   std::vector<std::unique_ptr<Operation>> operations;
-  add_operations(Kind::begin_removal, removals, operations);
-  add_operations(Kind::end_removal, ends, operations);
-  add_operations(Kind::begin_creation, creations, operations);
+  add_operations(Kind::begin_removal, batch.removals, operations);
+  add_operations(Kind::end_removal, batch.ends, operations);
+  add_operations(Kind::give_back, batch.returned, operations);
+  add_operations(Kind::begin_creation, batch.creations, operations);
   add_operations(Kind::mark_exists, marks, operations);
   for (const auto& o : operations) o->pending = store_.write(oid_, o->op, {});
   int result = 0;

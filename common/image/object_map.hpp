@@ -7,19 +7,20 @@
 //
 //   1. Memory says `exists` only where the map in the pool says so.
 //   2. Memory and pool never say `nonexistent` of an object that exists, if
-//      whoever writes to an object calls mark_exists (or begin_creation)
-//      before, whoever removes one calls begin_removal before and end_removal after, and the two are
-//      kept apart for each object: from before mark_exists until the write is
-//      over there is no removal, and removals are one at a time
-//      (ObjectGuards).
+//      whoever writes to an object calls mark_exists (or mark_written, or
+//      begin_creation) before, whoever removes one calls begin_removal before
+//      and end_removal after, and the two are kept apart for each object: from
+//      before mark_exists until the write is over there is no removal, and
+//      removals are one at a time (ObjectGuards).
 //
 // How.  All changes go through one queue.  One of the waiting threads, the
 // leader, takes everything that is queued as one batch; while that is under
 // way, the next batch collects (group commit).  The requests of a batch are
 // concurrent calls, so it may order them: begin_removal, then end_removal,
-// then begin_creation, then mark_exists.  Operations on one object happen in the order of their
-// submission, so the map in the pool goes through exactly these changes, and
-// a batch begins when the one before it has been acknowledged.
+// then what is given back (see below), then begin_creation, then mark_exists.
+// Operations on one object happen in the order of their submission, so the map
+// in the pool goes through exactly these changes, and a batch begins when the
+// one before it has been acknowledged.
 //
 //   window  map in the pool       memory
 //   0       as before             as before
@@ -47,6 +48,20 @@
 // flatten then takes it as copied, and its data is lost (seen with 16.2.15).
 // Such an object is `pending` from begin_creation until it is there.
 //
+// Reservations.  Where objects are made one after the other, mark_written has
+// the pool say `exists` of some that will probably come next (CreationRuns).
+// Those are `nonexistent` in memory, and reserved.  A mark takes a reserved
+// object without an operation: memory then says what the pool has said since
+// before.  What did not come is given back: in the pool, `exists` becomes
+// `nonexistent`, and the object is reserved no more before that is sent, so
+// that a later mark comes after it in the order.  Only objects that are
+// `nonexistent` in memory, and of which the batch creates none, are reserved;
+// and ranges that are sent never have a reserved object in them for another
+// one's sake.  So between batches, memory and pool differ in reserved objects
+// only, and in those in one way.  A process that is killed leaves them
+// `exists` without an object: at most CreationRuns::most - 1 for each of a few
+// places that were being filled.
+//
 // Failure.  A batch that fails leaves it open what the pool has.  All its
 // callers get the error, and so does every later call that would change
 // something.  state() says `exists` of all objects from then on: callers go
@@ -63,10 +78,12 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "image/creation_runs.hpp"
 #include "rados/error.hpp"
 #include "rados/object_store.hpp"
 #include "rbd/object_map.hpp"
@@ -94,7 +111,8 @@ class ObjectMap {
       ObjectStore& store, std::string image_id, std::uint64_t objects,
       std::chrono::milliseconds limit);
 
-  /// Unlocks the map's object; no other call may be under way or follow.
+  /// Gives back what is reserved and unlocks the map's object; no other call
+  /// may be under way or follow.
   /// That it was not locked (any more) is no error.  Throws Error.
   /// The destructor does not unlock.
   void close();
@@ -117,6 +135,14 @@ class ObjectMap {
   /// `objects` ascend.
   void mark_exists(std::span<const std::uint64_t> objects);
 
+  /// As mark_exists of one object, for one that no parent has.  May reserve
+  /// objects behind it, which none may have either.
+  void mark_written(std::uint64_t object_no);
+  /// Gives back what is reserved: on return the pool says `nonexistent` of
+  /// objects that do not exist, except of what is marked at the same time.
+  /// No operation and no lock where nothing is reserved.  Throws Error.
+  void give_back();
+
   /// Before objects are made that a parent may still have: those that are
   /// `nonexistent` become `pending`.  When they are there, mark_exists.
   /// Throws as mark_exists.
@@ -134,13 +160,11 @@ class ObjectMap {
   enum class Kind : std::uint8_t {
     begin_removal,
     end_removal,
+    give_back,  // of no range of its own
     begin_creation,
     mark_exists,
   };
-  struct Range {
-    std::uint64_t first;
-    std::uint64_t end;
-  };
+  using Range = CreationRuns::Range;
   struct Request;
   struct Operation;
 
@@ -157,16 +181,19 @@ class ObjectMap {
   void check_range(std::uint64_t first, std::uint64_t count) const;
   void change(Kind kind, std::uint64_t first, std::uint64_t count);
   void change(Kind kind, std::span<const std::uint64_t> objects);
-  void submit(Kind kind, std::vector<Range> ranges);
+  void submit(Kind kind, std::vector<Range> ranges, bool may_reserve = false);
   void lead(std::unique_lock<std::mutex>& lock);
+  [[nodiscard]] bool reserved(Range range) const;
+  void take_reserved(std::vector<Range>& ranges);
+  void no_more_reserved(Range range, std::vector<Range>& out);
   [[nodiscard]] std::vector<Range> joined(std::span<Request* const> batch,
                                           Kind kind) const;
+  struct Batch;
+  [[nodiscard]] Batch prepare(std::span<Request* const> requests);
+  void complete(const Batch& batch);
   void add_operations(Kind kind, std::span<const Range> ranges,
                       std::vector<std::unique_ptr<Operation>>& out) const;
-  [[nodiscard]] int send(std::span<const Range> removals,
-                         std::span<const Range> ends,
-                         std::span<const Range> creations,
-                         std::span<const Range> marks);
+  [[nodiscard]] int send(const Batch& batch);
 
   ObjectStore& store_;
   const std::string image_id_;
@@ -183,6 +210,10 @@ class ObjectMap {
   std::vector<Request*> queue_;  // guarded by mutex_
   bool led_ = false;             // guarded by mutex_: a batch is under way
   std::optional<Error> error_;   // guarded by mutex_
+  CreationRuns runs_;            // guarded by mutex_
+  std::set<std::uint64_t> reserved_;     // guarded by mutex_
+  /// Whether there are any; written with mutex_ held.
+  std::atomic<bool> has_reserved_{false};
 };
 
 }  // namespace nbdrados

@@ -177,9 +177,9 @@ int block_size(void* handle, std::uint32_t* minimum, std::uint32_t* preferred,
 
 int can_write(void* handle) { return image_of(handle).writable() ? 1 : 0; }
 
-// A flush has nothing to do, because RADOS acknowledges only what is on every
-// replica.  Clients that ask for it get it at no cost, whereas one that does
-// not see it might believe that its data is never safe.
+// A flush has nothing to write, because RADOS acknowledges only what is on
+// every replica.  Clients that ask for it get it at next to no cost, whereas
+// one that does not see it might believe that its data is never safe.
 int can_flush(void*) { return 1; }
 
 // Each acknowledged write is durable, so FUA costs nothing.
@@ -203,7 +203,7 @@ int can_extents(void*) {
 }
 
 // An acknowledged write is seen by every reader of the cluster, so by every
-// connection, and a flush on any of them has nothing left to do.
+// connection, and a flush on any of them has nothing left to write.
 int can_multi_conn(void*) { return 1; }
 
 // RADOS has no request that would make a later read cheaper and that costs
@@ -228,7 +228,9 @@ int pwrite(void* handle, const void* buffer, std::uint32_t count,
   });
 }
 
-int flush(void* /*handle*/, std::uint32_t /*flags*/) { return 0; }
+int flush(void* handle, std::uint32_t /*flags*/) {
+  return guard("flush", [&] { image_of(handle).flush(); });
+}
 
 int zero(void* handle, std::uint32_t count, std::uint64_t offset,
          std::uint32_t flags) {

@@ -29,6 +29,7 @@
 #include <utility>
 #include <vector>
 
+#include "image/creation_runs.hpp"
 #include "image/object_map.hpp"
 #include "rados/error.hpp"
 #include "rados/fault_store.hpp"
@@ -308,6 +309,17 @@ class ObjectMapTest : public CppUnit::TestFixture {
   CPPUNIT_TEST(failure_of_a_batch);
   CPPUNIT_TEST(lost_lock);
   CPPUNIT_TEST(many_threads);
+  CPPUNIT_TEST(reservations);
+  CPPUNIT_TEST(reservations_of_several_runs);
+  CPPUNIT_TEST(what_is_not_reserved);
+  CPPUNIT_TEST(removal_around_reserved);
+  CPPUNIT_TEST(creation_of_reserved);
+  CPPUNIT_TEST(reserved_while_waiting);
+  CPPUNIT_TEST(taken_at_once);
+  CPPUNIT_TEST(created_and_guessed);
+  CPPUNIT_TEST(taken_while_given_back);
+  CPPUNIT_TEST(failure_with_reservations);
+  CPPUNIT_TEST(reservations_and_many_threads);
   CPPUNIT_TEST_SUITE_END();
 
  public:
@@ -855,8 +867,398 @@ class ObjectMapTest : public CppUnit::TestFixture {
     for (std::size_t at = 0; at < places.size(); ++at)
       CPPUNIT_ASSERT_EQUAL(exists[at].load(), map->may_exist(places[at]));
   }
+
+  /// As both, with "r" for what exists in the pool only.
+  static std::string with_reserved(Pool& pool, const ObjectMap& map) {
+    const ObjectStates stored = pool.base.map();
+    std::string out;
+    for (std::uint64_t i = 0; i < stored.size(); ++i)
+      if (stored[i] == map.state(i))
+        out += "0EPC"[static_cast<unsigned>(stored[i])];
+      else if (stored[i] == State::exists &&
+               map.state(i) == State::nonexistent)
+        out += "r";
+      else
+        out += "!";
+    return out;
+  }
+  static void fill(ObjectMap& map, std::uint64_t first, std::uint64_t end) {
+    for (; first < end; ++first) map.mark_written(first);
+  }
+
+  void reservations() {
+    Pool pool(24);
+    const auto map = pool.open();
+    map->mark_written(2);
+    CPPUNIT_ASSERT_EQUAL(std::string("00E000000000000000000000"),
+                         with_reserved(pool, *map));
+    map->mark_written(3);
+    CPPUNIT_ASSERT_EQUAL(std::string("00EEr0000000000000000000"),
+                         with_reserved(pool, *map));
+    CPPUNIT_ASSERT(!map->may_exist(4));
+    map->mark_written(4);
+    CPPUNIT_ASSERT_EQUAL(std::string("00EEE0000000000000000000"),
+                         with_reserved(pool, *map));
+    map->mark_written(5);
+    CPPUNIT_ASSERT_EQUAL(std::string("00EEEErrr000000000000000"),
+                         with_reserved(pool, *map));
+    // By any other mark as well.
+    map->mark_exists(6, 1);
+    map->mark_exists(7, 1);
+    map->mark_written(8);
+    map->mark_written(8);
+    CPPUNIT_ASSERT_EQUAL(std::size_t{3}, pool.base.take_log().size());
+    fill(*map, 9, 22);
+    CPPUNIT_ASSERT_EQUAL(std::size_t{2}, pool.base.take_log().size());
+    // Not behind the end.
+    CPPUNIT_ASSERT_EQUAL(std::string("00EEEEEEEEEEEEEEEEEEEErr"),
+                         with_reserved(pool, *map));
+    map->give_back();
+    CPPUNIT_ASSERT_EQUAL(std::string("00EEEEEEEEEEEEEEEEEEEE00"),
+                         both(pool, *map));
+    CPPUNIT_ASSERT_EQUAL(std::size_t{1}, pool.base.take_log().size());
+    map->give_back();
+    CPPUNIT_ASSERT_EQUAL(std::size_t{0}, pool.base.take_log().size());
+    // A new run.
+    map->mark_written(22);
+    CPPUNIT_ASSERT_EQUAL(std::string("00EEEEEEEEEEEEEEEEEEEEE0"),
+                         both(pool, *map));
+    map->mark_written(0);
+    map->begin_removal(2, 20);
+    map->end_removal(2, 20);
+    map->mark_written(1);
+    CPPUNIT_ASSERT_EQUAL(std::string("EEr0000000000000000000E0"),
+                         with_reserved(pool, *map));
+    map->close();
+    CPPUNIT_ASSERT_EQUAL(std::string("EE00000000000000000000E0"),
+                         both(pool, *map));
+    CPPUNIT_ASSERT_EQUAL(std::string(), pool.base.holder);
+  }
+
+  // What is left over does not become more and more.
+  void reservations_of_several_runs() {
+    Pool pool(4000);
+    const auto map = pool.open();
+    const auto count = [&] {
+      const std::string all = with_reserved(pool, *map);
+      CPPUNIT_ASSERT_EQUAL(std::string::npos, all.find('!'));
+      return std::count(all.begin(), all.end(), 'r');
+    };
+    for (std::uint64_t run = 0; run < 30; ++run) {
+      fill(*map, run * 100, run * 100 + 8);
+      CPPUNIT_ASSERT(count() <= 8 * 7);
+    }
+    CPPUNIT_ASSERT_EQUAL(8 * 7L, static_cast<long>(count()));
+    // One that leaves out every other object is none.
+    for (std::uint64_t n = 3000; n < 3400; n += 2) map->mark_written(n);
+    CPPUNIT_ASSERT_EQUAL(0L, static_cast<long>(count()));
+    // What is left out of one is given back when it goes on.
+    fill(*map, 3500, 3508);
+    CPPUNIT_ASSERT_EQUAL(7L, static_cast<long>(count()));
+    map->mark_written(3515);
+    CPPUNIT_ASSERT_EQUAL(0L, static_cast<long>(count()));
+    map->close();
+    CPPUNIT_ASSERT_EQUAL(0L, static_cast<long>(count()));
+  }
+
+  // Only what does not exist.
+  void what_is_not_reserved() {
+    for (const char* const behind : {"E", "P", "C"}) {
+      Pool pool(0);
+      pool.base.put_map(parse(std::string("00000000") + behind + "0000"));
+      const auto map = pool.open();
+      fill(*map, 0, 4);
+      CPPUNIT_ASSERT_EQUAL(std::string("EEEErrr0") + behind + "0000",
+                           with_reserved(pool, *map));
+      fill(*map, 4, 8);
+      CPPUNIT_ASSERT_EQUAL(std::string("EEEEEEEE") + behind + "0000",
+                           both(pool, *map));
+    }
+  }
+
+  // Two removals in one batch, and one that is reserved in between.
+  void removal_around_reserved() {
+    Pool pool(16);
+    const auto map = pool.open();
+    map->mark_exists(5, 1);
+    map->mark_written(1);
+    map->mark_written(2);
+    map->mark_exists(4, 1);
+    CPPUNIT_ASSERT_EQUAL(std::string("0EErEE0000000000"),
+                         with_reserved(pool, *map));
+    map->begin_removal(0, 6);
+    CPPUNIT_ASSERT_EQUAL(std::string("0PPrPP0000000000"),
+                         with_reserved(pool, *map));
+    map->end_removal(0, 6);
+    CPPUNIT_ASSERT_EQUAL(std::string("000r000000000000"),
+                         with_reserved(pool, *map));
+    map->mark_exists(3, 1);
+    CPPUNIT_ASSERT_EQUAL(std::string("000E000000000000"), both(pool, *map));
+  }
+
+  void creation_of_reserved() {
+    Pool pool(16);
+    const auto map = pool.open();
+    fill(*map, 0, 4);
+    CPPUNIT_ASSERT_EQUAL(std::string("EEEErrr000000000"),
+                         with_reserved(pool, *map));
+    map->begin_creation(5, 1);
+    CPPUNIT_ASSERT_EQUAL(std::string("EEEErPr000000000"),
+                         with_reserved(pool, *map));
+    map->mark_exists(5, 1);
+    map->mark_exists(6, 1);
+    map->give_back();
+    CPPUNIT_ASSERT_EQUAL(std::string("EEEE0EE000000000"), both(pool, *map));
+  }
+
+  // It was asked for before the update that reserves it had ended.
+  void reserved_while_waiting() {
+    Pool pool(16);
+    const auto map = pool.open();
+    map->mark_written(0);
+    pool.base.take_log();
+    pool.hold_writes();
+    pool.start([&] { map->mark_written(1); });
+    CPPUNIT_ASSERT(pool.store.wait_until_held(1));
+    std::latch waiting(1);
+    std::atomic<bool> done = false;
+    pool.start([&] {
+      waiting.count_down();
+      map->mark_written(2);
+      done = true;
+    });
+    waiting.wait();
+    std::this_thread::sleep_for(20ms);
+    CPPUNIT_ASSERT(!done);
+    CPPUNIT_ASSERT(!map->may_exist(2));
+    pool.release();
+    pool.join();
+    CPPUNIT_ASSERT_EQUAL(std::string("EEE0000000000000"), both(pool, *map));
+    CPPUNIT_ASSERT_EQUAL(std::size_t{1}, pool.base.take_log().size());
+  }
+
+  // Nobody waits for another one's update to take what is reserved.
+  void taken_at_once() {
+    Pool pool(16);
+    const auto map = pool.open();
+    fill(*map, 0, 4);
+    pool.hold_writes();
+    pool.start([&] { map->mark_exists(15, 1); });
+    CPPUNIT_ASSERT(pool.store.wait_until_held(1));
+    std::atomic<bool> done = false;
+    pool.start([&] {
+      fill(*map, 4, 7);
+      done = true;
+    });
+    for (int i = 0; i < 10'000 && !done; ++i)
+      std::this_thread::sleep_for(1ms);
+    CPPUNIT_ASSERT(done);
+    CPPUNIT_ASSERT(map->state(6) == State::exists);
+    pool.release();
+    pool.join();
+    CPPUNIT_ASSERT_EQUAL(std::string("EEEEEEE00000000E"), both(pool, *map));
+  }
+
+  // Two requests of one batch: it is made for the parent's data, and comes
+  // next in a run.
+  void created_and_guessed() {
+    Pool pool(16);
+    const auto map = pool.open();
+    map->mark_written(0);
+    pool.hold_writes();
+    pool.start([&] { map->mark_exists(15, 1); });
+    CPPUNIT_ASSERT(pool.store.wait_until_held(1));
+    pool.start([&] { map->mark_written(1); });
+    pool.start([&] { map->begin_creation(2, 1); });
+    std::this_thread::sleep_for(50ms);
+    pool.release();
+    pool.join();
+    CPPUNIT_ASSERT_EQUAL(std::string("EEP000000000000E"), both(pool, *map));
+  }
+
+  void taken_while_given_back() {
+    Pool pool(16);
+    const auto map = pool.open();
+    fill(*map, 0, 4);
+    pool.base.take_log();
+    pool.hold_writes();
+    pool.start([&] { map->give_back(); });
+    CPPUNIT_ASSERT(pool.store.wait_until_held(1));
+    std::atomic<bool> done = false;
+    std::latch waiting(1);
+    pool.start([&] {
+      waiting.count_down();
+      map->mark_written(5);
+      done = true;
+    });
+    waiting.wait();
+    std::this_thread::sleep_for(20ms);
+    CPPUNIT_ASSERT(!done);
+    pool.release();
+    pool.join();
+    CPPUNIT_ASSERT_EQUAL(std::string("EEEE0E0000000000"), both(pool, *map));
+    CPPUNIT_ASSERT_EQUAL(std::size_t{2}, pool.base.take_log().size());
+  }
+
+  void failure_with_reservations() {
+    Pool pool(16);
+    const auto map = pool.open();
+    fill(*map, 0, 4);
+    pool.store.inject({.kind = Kind::write, .oid = oid, .error = EIO});
+    refused([&] { map->mark_exists(12, 1); }, EIO);
+    const std::size_t sent = pool.store.log().size();
+    refused([&] { map->mark_exists(4, 1); }, EIO);
+    CPPUNIT_ASSERT(map->may_exist(4));
+    map->give_back();
+    CPPUNIT_ASSERT_EQUAL(sent, pool.store.log().size());
+    map->close();
+
+    Pool other(16);
+    const auto second = other.open();
+    fill(*second, 0, 4);
+    other.store.inject({.kind = Kind::write, .oid = oid, .error = EIO});
+    refused([&] { second->close(); }, EIO);
+    CPPUNIT_ASSERT_EQUAL(std::string(), other.base.holder);
+  }
+
+  // As many_threads, with runs that meet removals of ranges.
+  void reservations_and_many_threads() {
+    constexpr std::uint64_t objects = 96;
+    constexpr std::size_t threads = 8;
+    Pool pool(objects);
+    const auto map = pool.open();
+    std::vector<std::mutex> guards(objects);
+    std::vector<std::atomic<bool>> exists(objects);
+    std::atomic<unsigned> wrong = 0;
+    std::atomic<unsigned> seen = 0;
+    for (std::size_t t = 0; t < threads; ++t)
+      pool.start([&, t] {
+        std::mt19937 random(static_cast<unsigned>(t));
+        for (int round = 0; round < 400; ++round) {
+          const std::uint64_t first = random() % objects;
+          const std::uint64_t count =
+              std::min<std::uint64_t>(1 + random() % 12, objects - first);
+          switch (random() % 8) {
+            default:
+              for (std::uint64_t n = first; n < first + count; ++n) {
+                const std::scoped_lock guard(guards[n]);
+                map->mark_written(n);
+                exists[n] = true;
+                if (map->state(n) != State::exists) ++wrong;
+                const ObjectStates stored = pool.base.map();
+                if (stored[n] != State::exists) ++wrong;
+                for (std::uint64_t i = 0; i < objects; ++i)
+                  if (stored[i] == State::exists && !map->may_exist(i)) {
+                    ++seen;
+                    break;
+                  }
+              }
+              break;
+            case 0: {
+              std::vector<std::unique_lock<std::mutex>> held;
+              for (std::uint64_t n = first; n < first + count; ++n)
+                held.emplace_back(guards[n]);
+              map->begin_removal(first, count);
+              for (std::uint64_t n = first; n < first + count; ++n)
+                exists[n] = false;
+              map->end_removal(first, count);
+              for (std::uint64_t n = first; n < first + count; ++n)
+                if (map->may_exist(n)) ++wrong;
+              break;
+            }
+            case 1: {
+              const std::scoped_lock guard(guards[first]);
+              map->begin_creation(first, 1);
+              if (!map->may_exist(first)) ++wrong;
+              map->mark_exists(first, 1);
+              exists[first] = true;
+              break;
+            }
+            case 2:
+              if (random() % 4 == 0) map->give_back();
+              break;
+          }
+        }
+      });
+    pool.join();
+    CPPUNIT_ASSERT_EQUAL(0U, wrong.load());
+    CPPUNIT_ASSERT(seen != 0);
+    CPPUNIT_ASSERT_EQUAL(std::string::npos,
+                         with_reserved(pool, *map).find('!'));
+    map->close();
+    const std::string all = both(pool, *map);
+    for (std::uint64_t i = 0; i < objects; ++i)
+      CPPUNIT_ASSERT_EQUAL(exists[i] ? 'E' : '0', all[i]);
+  }
 };
 
 CPPUNIT_TEST_SUITE_REGISTRATION(ObjectMapTest);
+
+class CreationRunsTest : public CppUnit::TestFixture {
+  CPPUNIT_TEST_SUITE(CreationRunsTest);
+  CPPUNIT_TEST(one_run);
+  CPPUNIT_TEST(several_runs);
+  CPPUNIT_TEST(what_was_missed);
+  CPPUNIT_TEST_SUITE_END();
+
+  static std::string text(const CreationRuns::Range& r) {
+    return r.first == r.end ? "-"
+                            : std::to_string(r.first) + ".." +
+                                  std::to_string(r.end);
+  }
+  /// Guess and what is over.
+  std::string made(std::uint64_t n, bool missed = false) {
+    const CreationRuns::Guess guess =
+        runs_.made(n, [&](const CreationRuns::Range& r) {
+          return missed && r.first != r.end;
+        });
+    return text(guess.next) + " " + text(guess.over);
+  }
+  static void same(const char* expected, const std::string& got) {
+    CPPUNIT_ASSERT_EQUAL(std::string(expected), got);
+  }
+
+  CreationRuns runs_;
+
+ public:
+  void one_run() {
+    same("- -", made(100));
+    same("102..103 -", made(101));
+    same("104..107 102..103", made(103));
+    same("108..115 104..107", made(107));
+    same("116..123 108..115", made(115));
+    same("- -", made(115));
+    same("- -", made(120));
+    same("124..131 116..123", made(123));
+    runs_.clear();
+    same("- -", made(131));
+    same("133..134 -", made(132));
+  }
+
+  void several_runs() {
+    for (std::uint64_t run = 0; run < 8; ++run) {
+      same("- -", made(1000 * run));
+      (void)made(1000 * run + 1);
+    }
+    for (std::uint64_t run = 0; run < 8; ++run)
+      (void)made(1000 * run + 3);
+    // The one that was used least recently makes room.
+    same("- 4..7", made(9000));
+    same("- 1004..1007", made(7));
+    same("2008..2015 2004..2007", made(2007));
+  }
+
+  void what_was_missed() {
+    (void)made(10);
+    (void)made(11);
+    same("- 12..13", made(13, true));
+    same("15..16 -", made(14, true));
+    // At the end of all numbers.
+    runs_.clear();
+    same("- -", made(~std::uint64_t{0} - 1));
+  }
+};
+
+CPPUNIT_TEST_SUITE_REGISTRATION(CreationRunsTest);
 
 }  // namespace

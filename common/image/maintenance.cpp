@@ -208,7 +208,8 @@ void Image::Maintenance::work() {
         hand_over();
         continue;
       }
-      if (try_now) try_lock();
+      // There is no watch any more after a verdict, which writers get.
+      if (try_now && watch_) try_lock();
     } catch (const std::exception& e) {
       image_.log(image_.traits_.name + ": " + e.what());
       const std::scoped_lock lock(mutex_);
@@ -279,7 +280,10 @@ void Image::Maintenance::restore_watch(const std::string& why) {
                                       ? ": the image has been deleted"
                                       : ": the header cannot be watched: " +
                                             error_text(e.code())));
+        // Without a watch nobody says any more that it is lost.
         watch_.reset();
+        const std::scoped_lock lock(mutex_);
+        lost_watch_ = 0;
         return;
       }
       image_.log(image_.traits_.name + ": " + e.what());

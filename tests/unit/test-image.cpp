@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "image/catalog.hpp"
+#include "image/exclusive_lock.hpp"
 #include "image/image.hpp"
 #include "image/published.hpp"
 #include "image/striper_metadata.hpp"
@@ -34,6 +35,15 @@ namespace {
 using namespace nbdrados;
 using namespace std::chrono_literals;
 using Kind = FaultStore::Kind;
+
+class NoBlocklister final : public Blocklister {
+ public:
+  std::uint64_t client_id() const override { return 4100; }
+  void blocklist(const std::string&, std::chrono::seconds) override {
+    CPPUNIT_FAIL("nobody is to be blocklisted");
+  }
+  void wait_for_latest_osdmap() override {}
+};
 
 /// A format whose metadata is what the test says.
 class TestFormat final : public ImageFormat {
@@ -60,7 +70,8 @@ class TestFormat final : public ImageFormat {
                 .name_digits = 4,
                 .keep_first_object = keep_first,
                 .header_oid = std::move(header),
-                .details = "no features"} {}
+                .details = "no features"},
+        lock_(store, traits_.header_oid, blocklister_, {}) {}
 
   const ImageTraits& traits() const override { return traits_; }
   View load() override {
@@ -76,6 +87,8 @@ class TestFormat final : public ImageFormat {
       throw Error(e, "the lock is lost");
     return state_->interval;
   }
+  /// Needed where the view says lockable.
+  ExclusiveLock* lock() noexcept override { return &lock_; }
   ObjectStore& header_store() override { return store_; }
   ObjectStore& data_store() override { return store_; }
 
@@ -83,6 +96,8 @@ class TestFormat final : public ImageFormat {
   ObjectStore& store_;
   std::shared_ptr<State> state_;
   ImageTraits traits_;
+  NoBlocklister blocklister_;
+  ExclusiveLock lock_;
 };
 
 /// A store with faults, a format and an image on them.
@@ -99,6 +114,7 @@ struct Bench {
     how.writable = true;
     how.discard_granularity = granularity;
     how.workers = workers;
+    how.lock = LockMode::automatic;
     how.log = [this](const std::string& line, bool) {
       const std::scoped_lock lock(log_mutex);
       log.push_back(line);
@@ -749,6 +765,7 @@ class TestMetadata : public CppUnit::TestFixture {
   CPPUNIT_TEST(broken_watch_holds_writes);
   CPPUNIT_TEST(deleted_image);
   CPPUNIT_TEST(blocklisted_client);
+  CPPUNIT_TEST(blocklisted_client_that_wants_the_lock);
   CPPUNIT_TEST(noise_in_the_header);
   CPPUNIT_TEST(a_timeout_is_no_verdict);
   CPPUNIT_TEST(unread_notification_holds_writes);
@@ -867,6 +884,30 @@ class TestMetadata : public CppUnit::TestFixture {
     CPPUNIT_ASSERT(
         message_of([&] { (void)b.read(1, 0); }).find("blocklist") !=
         std::string::npos);
+    // It stays at that: it is not tried, and not said, again and again.
+    std::this_thread::sleep_for(100ms);
+    CPPUNIT_ASSERT_EQUAL(std::size_t{1}, b.store.count(Kind::watch));
+    const std::scoped_lock lock(b.log_mutex);
+    CPPUNIT_ASSERT_EQUAL(std::size_t{2}, b.log.size());
+  }
+
+  void blocklisted_client_that_wants_the_lock() {
+    Bench b(Layout(4 * K, 4 * K, 1), 64 * K);
+    b.set_view({.size = 64 * K, .lockable = true});
+    b.image->refresh();
+    b.store.inject({.kind = Kind::watch, .error = ESHUTDOWN, .held = true});
+    b.store.lose_watches("header", ENOTCONN);
+    CPPUNIT_ASSERT(b.store.wait_until_held(1));
+    auto write = std::async(std::launch::async, [&] {
+      return error_of([&] { b.write("x", 0); });
+    });
+    // Time to say that it waits for the lock.
+    CPPUNIT_ASSERT(write.wait_for(50ms) == std::future_status::timeout);
+    b.store.release();
+    CPPUNIT_ASSERT_EQUAL(ESHUTDOWN, write.get());
+    std::this_thread::sleep_for(50ms);
+    CPPUNIT_ASSERT_EQUAL(ESHUTDOWN, error_of([&] { b.write("x", 0); }));
+    CPPUNIT_ASSERT_EQUAL(std::size_t{0}, b.store.count(Kind::write));
   }
 
   void noise_in_the_header() {

@@ -5,15 +5,20 @@
 # message that says so; nothing is written.
 
 source "$(dirname "$0")/functions.sh"
+requires_program jq
 requires_built "$nbd_expect"
 requires_plugin
 start_ceph
 make_format1_image rbd fenced 8000000 16
+rbd create --size 8000000B --object-size 64K rbd/modern
 
-for format in 1 striper; do
+for format in 1 2 striper; do
   if [ $format = 1 ]; then
     start_rados pool=rbd image=fenced
     object=fenced.rbd
+  elif [ $format = 2 ]; then
+    start_rados pool=rbd image=modern
+    object=rbd_header.$(rbd info --format json rbd/modern | jq -r .id)
   else
     start_rados pool=rbd image=striped format=striper create=true \
       size=8000000 object-size=64K
@@ -35,10 +40,16 @@ FENCE
     read 0 4096 ESHUTDOWN
   grep -Eiq "blocklist" "$nbdkit_log" ||
     die "the log does not say that it is blocklisted"
+  # With a line or two for each request, and not without end.
+  [ "$(wc -l <"$nbdkit_log")" -lt 200 ] ||
+    die "the log has $(wc -l <"$nbdkit_log") lines"
   stop_nbdkit
   # Another client finds what was acknowledged.
   if [ $format = 1 ]; then
     start_rados pool=rbd image=fenced
+  elif [ $format = 2 ]; then
+    start_rados -r pool=rbd image=modern
+    check_object_map rbd/modern
   else
     # The lock of the dead client may have to run out.
     start_rados -r pool=rbd image=striped format=striper

@@ -45,7 +45,7 @@ struct ObjectMap::Batch {
   std::vector<Range> returned;
   std::vector<Range> creations;
   std::vector<Range> marks;     // what was asked for,
-  std::vector<Range> reserves;  // and what becomes `exists` besides
+  std::vector<Range> reserves;  // and what becomes `exists` besides; ascending
 };
 
 /// One operation on the map's object.
@@ -141,19 +141,22 @@ std::shared_ptr<ObjectMap> ObjectMap::open(ObjectStore& store,
 }
 
 void ObjectMap::close() {
-  std::optional<Error> error;
-  try {
-    give_back();
-  } catch (const Error& e) {
-    error = e;
+  // Not by give_back: whoever waits for the lock must not wait for ever.
+  Batch batch;
+  {
+    const std::scoped_lock lock(mutex_);
+    no_more_reserved({0, objects_}, batch.returned);
+    runs_.clear();
+    has_reserved_.store(false, std::memory_order_release);
   }
+  const int returned = send(batch, std::chrono::steady_clock::now() + limit_);
   std::string ignored;
   const int r = store_
                     .exec(oid_, lock_class, lock_method_unlock,
                           encode_unlock(rbd_lock_name, no_cookie), &ignored)
                     ->wait_for(limit_);
   if (r != -ENOENT) check(r, "cannot unlock object map " + oid_);
-  if (error) throw *error;
+  check(returned, "cannot update object map " + oid_);
 }
 
 // Memory ------------------------------------------------------------------------
@@ -201,12 +204,16 @@ ObjectState ObjectMap::target(Kind kind) noexcept {
 void ObjectMap::add_needed(Kind kind, Range range,
                            std::vector<Range>& out) const {
   for (std::uint64_t n = range.first; n < range.end; ++n) {
-    if (!concerns(kind, n)) continue;
-    if (!out.empty() && out.back().end == n)
-      ++out.back().end;
-    else
-      out.push_back({n, n + 1});
+    if (concerns(kind, n)) add(n, out);
   }
+}
+
+/// Appends an object.
+void ObjectMap::add(std::uint64_t object_no, std::vector<Range>& out) {
+  if (!out.empty() && out.back().end == object_no)
+    ++out.back().end;
+  else
+    out.push_back({object_no, object_no + 1});
 }
 
 /// The caller holds mutex_, so that nobody else writes to the words.
@@ -368,23 +375,30 @@ ObjectMap::Batch ObjectMap::prepare(std::span<Request* const> requests) {
     no_more_reserved(created, batch.returned);
   batch.marks = joined(requests, Kind::mark_exists);
 
-  const auto created = [&](std::uint64_t n) {
-    return std::any_of(
-        batch.creations.begin(), batch.creations.end(),
-        [n](const Range& r) { return n >= r.first && n < r.end; });
+  const auto in = [](std::span<const Range> ranges, std::uint64_t n) {
+    return std::any_of(ranges.begin(), ranges.end(), [n](const Range& r) {
+      return n >= r.first && n < r.end;
+    });
   };
+  // A later request of the batch can give up the guess of an earlier one.
+  std::set<std::uint64_t> guessed;
   for (const Request* const request : requests) {
     if (!request->may_reserve || request->ranges.empty()) continue;
-    const CreationRuns::Guess guess =
-        runs_.made(request->ranges.front().first,
-                   [this](const Range& range) { return reserved(range); });
+    const CreationRuns::Guess guess = runs_.made(
+        request->ranges.front().first, [&](const Range& range) {
+          return any_in(reserved_, range) || any_in(guessed, range);
+        });
     no_more_reserved(guess.over, batch.returned);
-    Range range{guess.next.first, guess.next.first};
-    while (range.end < guess.next.end && range.end < objects_ &&
-           raw(range.end) == ObjectState::nonexistent && !created(range.end))
-      ++range.end;
-    if (range.first != range.end) batch.reserves.push_back(range);
+    guessed.erase(guessed.lower_bound(guess.over.first),
+                  guessed.lower_bound(guess.over.end));
+    const std::uint64_t end = std::min(guess.next.end, objects_);
+    for (std::uint64_t n = guess.next.first;
+         n < end && raw(n) == ObjectState::nonexistent &&
+         !in(batch.creations, n);
+         ++n)
+      if (!in(batch.marks, n)) guessed.insert(n);
   }
+  for (const std::uint64_t n : guessed) add(n, batch.reserves);
   return batch;
 }
 
@@ -395,13 +409,13 @@ void ObjectMap::complete(const Batch& batch) {
   apply(Kind::mark_exists, batch.marks);
   for (const Range& r : batch.reserves)
     for (std::uint64_t n = r.first; n < r.end; ++n)
+      // It may have been reserved before, and taken since.
       if (raw(n) == ObjectState::nonexistent) reserved_.insert(n);
 }
 
-/// Whether any of them is.
-bool ObjectMap::reserved(Range range) const {
-  const auto at = reserved_.lower_bound(range.first);
-  return at != reserved_.end() && *at < range.end;
+bool ObjectMap::any_in(const std::set<std::uint64_t>& objects, Range range) {
+  const auto at = objects.lower_bound(range.first);
+  return at != objects.end() && *at < range.end;
 }
 
 /// Takes away what is reserved, and has memory say that it exists.
@@ -427,11 +441,7 @@ void ObjectMap::take_reserved(std::vector<Range>& ranges) {
 void ObjectMap::no_more_reserved(Range range, std::vector<Range>& out) {
   auto at = reserved_.lower_bound(range.first);
   while (at != reserved_.end() && *at < range.end) {
-    const std::uint64_t n = *at;
-    if (!out.empty() && out.back().end == n)
-      ++out.back().end;
-    else
-      out.push_back({n, n + 1});
+    add(*at, out);
     at = reserved_.erase(at);
   }
 }
@@ -453,7 +463,7 @@ std::vector<ObjectMap::Range> ObjectMap::joined(
     // An end_removal of the same batch may change what is in between.
     if (kind == Kind::begin_creation) return false;
     if ((first - 1) / object_map_block != end / object_map_block) return false;
-    if (reserved({first, end})) return false;
+    if (any_in(reserved_, {first, end})) return false;
     for (; first < end; ++first)
       if (concerns(kind, first)) return false;
     return true;
@@ -505,9 +515,12 @@ void ObjectMap::add_operations(
     }
 }
 
-/// Returns the first error, when all operations have ended.
-int ObjectMap::send(const Batch& batch) {
-  // What is reserved follows what was asked for, and can be the same.
+/// Returns the first error, when all operations have ended, or were given up
+/// at the deadline.
+int ObjectMap::send(
+    const Batch& batch,
+    std::optional<std::chrono::steady_clock::time_point> deadline) {
+  // What is reserved follows what was asked for.
   std::vector<Range> marks = batch.marks;
   marks.insert(marks.end(), batch.reserves.begin(), batch.reserves.end());
   std::sort(marks.begin(), marks.end(), [](const Range& a, const Range& b) {
@@ -531,7 +544,12 @@ int ObjectMap::send(const Batch& batch) {
   for (const auto& o : operations) o->pending = store_.write(oid_, o->op, {});
   int result = 0;
   for (const auto& o : operations) {
-    const int r = o->pending->wait();
+    using namespace std::chrono;
+    const int r =
+        deadline ? o->pending->wait_for(std::max(
+                       0ms, duration_cast<milliseconds>(
+                                *deadline - steady_clock::now())))
+                 : o->pending->wait();
     if (r < 0 && result == 0) result = r;
   }
   return result;

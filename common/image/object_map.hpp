@@ -111,8 +111,9 @@ class ObjectMap {
       ObjectStore& store, std::string image_id, std::uint64_t objects,
       std::chrono::milliseconds limit);
 
-  /// Gives back what is reserved and unlocks the map's object; no other call
-  /// may be under way or follow.
+  /// Gives back what is reserved and unlocks the map's object, each within
+  /// open's `limit`; no other call may be under way, and none but close may
+  /// follow.
   /// That it was not locked (any more) is no error.  Throws Error.
   /// The destructor does not unlock.
   void close();
@@ -177,13 +178,15 @@ class ObjectMap {
                               std::uint64_t object_no) const noexcept;
   [[nodiscard]] static ObjectState target(Kind kind) noexcept;
   void add_needed(Kind kind, Range range, std::vector<Range>& out) const;
+  static void add(std::uint64_t object_no, std::vector<Range>& out);
   void apply(Kind kind, std::span<const Range> ranges) noexcept;
   void check_range(std::uint64_t first, std::uint64_t count) const;
   void change(Kind kind, std::uint64_t first, std::uint64_t count);
   void change(Kind kind, std::span<const std::uint64_t> objects);
   void submit(Kind kind, std::vector<Range> ranges, bool may_reserve = false);
   void lead(std::unique_lock<std::mutex>& lock);
-  [[nodiscard]] bool reserved(Range range) const;
+  [[nodiscard]] static bool any_in(const std::set<std::uint64_t>& objects,
+                                   Range range);
   void take_reserved(std::vector<Range>& ranges);
   void no_more_reserved(Range range, std::vector<Range>& out);
   [[nodiscard]] std::vector<Range> joined(std::span<Request* const> batch,
@@ -193,7 +196,9 @@ class ObjectMap {
   void complete(const Batch& batch);
   void add_operations(Kind kind, std::span<const Range> ranges,
                       std::vector<std::unique_ptr<Operation>>& out) const;
-  [[nodiscard]] int send(const Batch& batch);
+  [[nodiscard]] int send(
+      const Batch& batch,
+      std::optional<std::chrono::steady_clock::time_point> deadline = {});
 
   ObjectStore& store_;
   const std::string image_id_;
@@ -211,7 +216,7 @@ class ObjectMap {
   bool led_ = false;             // guarded by mutex_: a batch is under way
   std::optional<Error> error_;   // guarded by mutex_
   CreationRuns runs_;            // guarded by mutex_
-  std::set<std::uint64_t> reserved_;     // guarded by mutex_
+  std::set<std::uint64_t> reserved_;  // guarded by mutex_
   /// Whether there are any; written with mutex_ held.
   std::atomic<bool> has_reserved_{false};
 };

@@ -317,8 +317,11 @@ class ObjectMapTest : public CppUnit::TestFixture {
   CPPUNIT_TEST(reserved_while_waiting);
   CPPUNIT_TEST(taken_at_once);
   CPPUNIT_TEST(created_and_guessed);
+  CPPUNIT_TEST(guesses_of_one_batch);
+  CPPUNIT_TEST(taken_while_guessed_again);
   CPPUNIT_TEST(taken_while_given_back);
   CPPUNIT_TEST(failure_with_reservations);
+  CPPUNIT_TEST(closing_does_not_wait_for_ever);
   CPPUNIT_TEST(reservations_and_many_threads);
   CPPUNIT_TEST_SUITE_END();
 
@@ -1076,6 +1079,69 @@ class ObjectMapTest : public CppUnit::TestFixture {
     CPPUNIT_ASSERT_EQUAL(std::string("EEP000000000000E"), both(pool, *map));
   }
 
+  // A run whose objects come in one batch is as long as any other: what it
+  // left out is not reserved for good.
+  void guesses_of_one_batch() {
+    Pool pool(64);
+    const auto map = pool.open();
+    pool.hold_writes();
+    pool.start([&] { map->mark_exists(63, 1); });
+    CPPUNIT_ASSERT(pool.store.wait_until_held(1));
+    for (const std::uint64_t n : {0, 1, 3, 7, 15, 23, 31}) {
+      pool.start([&map, n] { map->mark_written(n); });
+      std::this_thread::sleep_for(10ms);  // in this order
+    }
+    pool.release();
+    pool.join();
+    const std::string all = with_reserved(pool, *map);
+    CPPUNIT_ASSERT_EQUAL(std::string::npos, all.find('!'));
+    CPPUNIT_ASSERT_MESSAGE(all, std::count(all.begin(), all.end(), 'r') <= 7);
+
+    // What comes in the same batch, in whatever order, is not left out.
+    Pool other(64);
+    const auto second = other.open();
+    fill(*second, 0, 2);
+    other.hold_writes();
+    other.start([&] { second->mark_exists(63, 1); });
+    CPPUNIT_ASSERT(other.store.wait_until_held(1));
+    for (const std::uint64_t n : {3, 7, 6, 5, 4, 2}) {
+      other.start([&second, n] { second->mark_written(n); });
+      std::this_thread::sleep_for(10ms);
+    }
+    other.release();
+    other.join();
+    const std::string filled = with_reserved(other, *second);
+    CPPUNIT_ASSERT_EQUAL(std::string("EEEEEEEE"), filled.substr(0, 8));
+    CPPUNIT_ASSERT_EQUAL(std::string::npos, filled.find('!'));
+    CPPUNIT_ASSERT(std::count(filled.begin(), filled.end(), 'r') <= 7);
+    second->give_back();
+    CPPUNIT_ASSERT_EQUAL("EEEEEEEE" + std::string(55, '0') + "E",
+                         both(other, *second));
+  }
+
+  // One that is reserved, and comes next in another run too, is taken while
+  // that is under way: it is reserved no more.
+  void taken_while_guessed_again() {
+    Pool pool(16);
+    const auto map = pool.open();
+    fill(*map, 8, 10);
+    map->begin_removal(8, 2);
+    map->end_removal(8, 2);
+    fill(*map, 0, 7);
+    CPPUNIT_ASSERT_EQUAL(std::string("EEEEEEE000r00000"),
+                         with_reserved(pool, *map));
+    pool.hold_writes();
+    pool.start([&] { map->mark_written(7); });
+    CPPUNIT_ASSERT(pool.store.wait_until_held(1));
+    map->mark_exists(10, 1);
+    pool.release();
+    pool.join();
+    CPPUNIT_ASSERT_EQUAL(std::string("EEEEEEEErrErrrr0"),
+                         with_reserved(pool, *map));
+    map->give_back();
+    CPPUNIT_ASSERT_EQUAL(std::string("EEEEEEEE00E00000"), both(pool, *map));
+  }
+
   void taken_while_given_back() {
     Pool pool(16);
     const auto map = pool.open();
@@ -1119,6 +1185,19 @@ class ObjectMapTest : public CppUnit::TestFixture {
     other.store.inject({.kind = Kind::write, .oid = oid, .error = EIO});
     refused([&] { second->close(); }, EIO);
     CPPUNIT_ASSERT_EQUAL(std::string(), other.base.holder);
+  }
+
+  // An OSD that does not answer keeps nobody from giving the lock away.
+  void closing_does_not_wait_for_ever() {
+    Pool pool(16);
+    const auto map = ObjectMap::open(pool.store, id, 16, 50ms);
+    fill(*map, 0, 4);
+    pool.hold_writes();
+    refused([&] { map->close(); }, ETIMEDOUT);
+    pool.release();
+    CPPUNIT_ASSERT_EQUAL(std::string(), pool.base.holder);
+    CPPUNIT_ASSERT_EQUAL(std::string("EEEErrr000000000"),
+                         with_reserved(pool, *map));
   }
 
   // As many_threads, with runs that meet removals of ranges.

@@ -243,14 +243,13 @@ void Image::Maintenance::serve(int code, const Notifications& notifications) {
 void Image::Maintenance::restore_watch(const std::string& why) {
   image_.log(image_.traits_.name + ": " + why);
   image_.hold_writes();
+  // The OSD may have it still.  It stays until the lock has the name of the
+  // new one: without the watch that the lock names, its owner counts as dead.
+  std::unique_ptr<Watch> old = std::move(watch_);
   for (;;) {
     try {
-      {
-        // The new watch comes first: without one, an owner of the lock
-        // counts as dead.
-        const std::unique_ptr<Watch> old = std::move(watch_);
-        make_watch();
-      }
+      watch_.reset();
+      make_watch();
       {
         const std::scoped_lock lock(mutex_);
         lost_watch_ = 0;
@@ -264,6 +263,7 @@ void Image::Maintenance::restore_watch(const std::string& why) {
           return;
         }
       }
+      old.reset();
       image_.load_and_publish();
       // Of a watch that could not be made there is nothing to check.
       if (!watch_ || watch_->check() == 0) {
@@ -281,6 +281,7 @@ void Image::Maintenance::restore_watch(const std::string& why) {
                                       : ": the header cannot be watched: " +
                                             error_text(e.code())));
         // Without a watch nobody says any more that it is lost.
+        old.reset();
         watch_.reset();
         const std::scoped_lock lock(mutex_);
         lost_watch_ = 0;

@@ -766,6 +766,7 @@ class TestMetadata : public CppUnit::TestFixture {
   CPPUNIT_TEST(deleted_image);
   CPPUNIT_TEST(blocklisted_client);
   CPPUNIT_TEST(blocklisted_client_that_wants_the_lock);
+  CPPUNIT_TEST(owner_of_the_lock_always_watches);
   CPPUNIT_TEST(noise_in_the_header);
   CPPUNIT_TEST(a_timeout_is_no_verdict);
   CPPUNIT_TEST(unread_notification_holds_writes);
@@ -908,6 +909,24 @@ class TestMetadata : public CppUnit::TestFixture {
     std::this_thread::sleep_for(50ms);
     CPPUNIT_ASSERT_EQUAL(ESHUTDOWN, error_of([&] { b.write("x", 0); }));
     CPPUNIT_ASSERT_EQUAL(std::size_t{0}, b.store.count(Kind::write));
+  }
+
+  void owner_of_the_lock_always_watches() {
+    Bench b(Layout(4 * K, 4 * K, 1), 64 * K);
+    for (const char* method : {"lock", "set_cookie", "unlock"})
+      b.memory.on_exec("lock", method, [](auto&, auto, auto&) { return 0; });
+    b.set_view({.size = 64 * K, .lockable = true});
+    b.image->refresh();
+    b.write("x", 0);
+    // A watch that we hear nothing of, but others see.
+    b.store.inject({.kind = Kind::write, .oid = "header", .held = true});
+    b.store.lose_watches("header", ETIMEDOUT);
+    CPPUNIT_ASSERT(b.store.wait_until_held(1));
+    // The lock still names the old watch.
+    CPPUNIT_ASSERT_EQUAL(std::size_t{2}, b.memory.watchers("header"));
+    b.store.release();
+    b.write("y", 0);
+    CPPUNIT_ASSERT_EQUAL(std::size_t{1}, b.memory.watchers("header"));
   }
 
   void noise_in_the_header() {

@@ -1,0 +1,135 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: BSD-3-Clause
+#
+# The server is killed in each window of what it does to a clone with
+# snapshots and object maps: after its first change of any object, after its
+# second, and so on.  The windows are those of image_write.cpp and
+# object_map.hpp, and those of taking the lock.  librbd then finds each request
+# done or not done, what was acknowledged, and the snapshots as they were; it
+# takes the lock and flattens, and that changes nothing; and so do we.
+
+source "$(dirname "$0")/functions.sh"
+requires_program jq g++
+requires_built "$nbd_expect"
+requires_plugin
+echo '#include <rados/librados.hpp>' >"$tmp/probe.cpp"
+requires g++ -std=c++20 -fsyntax-only "$tmp/probe.cpp"
+g++ -std=c++20 -O1 -Wall -Wextra -Werror -fPIC -shared \
+  -o "$tmp/stop-after.so" "$tests_srcdir/stop-after.cpp" -lrados
+start_ceph
+# How long a dead client counts as alive; 30 s by default.
+ceph tell osd.0 config set osd_client_watch_timeout 10 >/dev/null
+
+same() {
+  rbd_export "rbd/$1" "$tmp/exported"
+  assert_same_bytes "$2" "$tmp/exported" "rbd export of $1 ($3)"
+}
+# A removal or a copy-up that was interrupted leaves its object "pending" (2),
+# a first write "exists" (1): one that may exist, which costs time.  What
+# exists and is "nonexistent" costs data.
+check_maps() {
+  local map
+  for map; do
+    rbd object-map check --no-progress --log-to-stderr=true \
+      --err-to-stderr=true "rbd/$map" >"$tmp/check" 2>&1 ||
+      die "rbd object-map check rbd/$map: $(cat "$tmp/check")"
+    ! grep "object map error" "$tmp/check" |
+      grep -v "marked as 2, but\|marked as 1, but should be" >&2 ||
+      die "the object map of $map"
+  done
+}
+
+# Eight objects are the parent's, two are behind the overlap; of these, one
+# exists.
+object=65536
+random_file "$tmp/parent" $((8 * object)) 3
+rbd import --no-progress --object-size $object "$tmp/parent" rbd/parent
+rbd_snap rbd/parent@s
+# make_image NAME
+make_image() {
+  rbd clone --rbd-default-clone-format 2 --object-size $object \
+    --stripe-unit $object --stripe-count 1 rbd/parent@s "rbd/$1"
+  rbd resize --no-progress --size $((10 * object))B "rbd/$1"
+  "$nbd_expect" "$(uri "$1")" write $((9 * object)) $object 9 ok
+  rbd_snap "rbd/$1@one"
+  rbd_snap "rbd/$1@two"
+}
+# One for each: a copy-up with a write, a first write, a removal, an object of
+# the parent's that is hidden.  requests NAME: done$n exists when n of them
+# are acknowledged.
+requests() {
+  "$nbd_expect" "$(uri "$1")" \
+    write $((object + 1000)) 5000 1 ok , run "touch '$tmp/$1.1'" , \
+    write $((8 * object + 7)) 100 2 ok , run "touch '$tmp/$1.2'" , \
+    trim $((9 * object)) $object ok , run "touch '$tmp/$1.3'" , \
+    trim $((2 * object)) $object ok , run "touch '$tmp/$1.4'"
+}
+
+say "the server without a fault"
+start_rados pool=rbd
+server=$nbdkit_pid
+make_image whole
+rbd_export rbd/whole "$tmp/before"
+cp "$tmp/before" "$tmp/state0"
+put() { dd of="$tmp/$1" bs=1 seek="$2" conv=notrunc status=none; }
+fill_file "$tmp/ones" 5000 001
+fill_file "$tmp/twos" 100 002
+cp "$tmp/state0" "$tmp/state1"
+put state1 $((object + 1000)) <"$tmp/ones"
+cp "$tmp/state1" "$tmp/state2"
+put state2 $((8 * object + 7)) <"$tmp/twos"
+cp "$tmp/state2" "$tmp/state3"
+dd if=/dev/zero of="$tmp/state3" bs=$object seek=9 count=1 conv=notrunc \
+  status=none
+cp "$tmp/state3" "$tmp/state4"
+dd if=/dev/zero of="$tmp/state4" bs=$object seek=2 count=1 conv=notrunc \
+  status=none
+requests whole
+same whole "$tmp/state4" "all requests"
+socket_of_all=$socket
+
+say "killed after each change"
+good=("${nbdkit[@]}")
+windows=0
+for ((n = 1; n <= 60; n++)); do
+  socket=$socket_of_all
+  make_image "w$n"
+  nbdkit=("$builddir/run" env "LD_PRELOAD=$tmp/stop-after.so" STOP_AFTER=$n
+    nbdkit)
+  start_rados pool=rbd
+  nbdkit=("${good[@]}")
+  if requests "w$n" >"$tmp/requests" 2>&1; then
+    # All that is left is to give the lock back.
+    break
+  fi
+  wait "$nbdkit_pid" 2>/dev/null || [ $? -eq 137 ] ||
+    die "the server ends in another way: $(cat "$nbdkit_log")"
+  windows=$n
+done
+say "$windows windows"
+# Lock, map, four requests of which each takes two at least.
+[ "$windows" -ge 12 ] && [ "$n" -le 60 ] || die "there are $windows windows"
+
+say "... as librbd finds it, and we"
+unwatched() {
+  rbd status --format json "rbd/w$windows" | jq -e '.watchers == []' >/dev/null
+}
+wait_until 60 unwatched
+socket=$socket_of_all
+for ((n = 1; n <= windows; n++)); do
+  done=0
+  while [ -e "$tmp/w$n.$((done + 1))" ]; do done=$((done + 1)); done
+  rbd_export "rbd/w$n" "$tmp/now"
+  cmp -s "$tmp/now" "$tmp/state$done" ||
+    cmp -s "$tmp/now" "$tmp/state$((done + 1))" ||
+    die "killed after $n changes, $done requests were acknowledged"
+  for snap in one two; do same "w$n@$snap" "$tmp/before" "$n changes"; done
+  rbd flatten --no-progress "rbd/w$n"
+  same "w$n" "$tmp/now" "$n changes, flattened"
+  for snap in one two; do
+    same "w$n@$snap" "$tmp/before" "$n changes, flattened"
+  done
+  requests "w$n"
+  same "w$n" "$tmp/state4" "$n changes, and again"
+  check_maps "w$n" "w$n@one" "w$n@two"
+done

@@ -75,10 +75,13 @@ rbd create --size 16M --object-size 64K filled
 start_rados rbd/filled
 steps=()
 fill_steps 0 20 1
-steps+=(run "[ \$(rbd du --format json filled |
-  sed 's/.*\"used_size\":\([0-9]*\).*/\1/') -gt $((20 << 16)) ]" ,
+used="\$(rbd du --format json filled |
+  sed 's/.*\"used_size\":\([0-9]*\).*/\1/')"
+steps+=(run "[ $used -gt $((20 << 16)) ]" ,
   # What is not there is none the less a hole, and zeros.
-  extents 0 2M 1310720:data,15466496:hole , read-is 1280K 64K 0 , flush ok)
+  extents 0 2M 1310720:data,15466496:hole , read-is 1280K 64K 0 ,
+  # Before the end of the connection, which gives back as well.
+  flush ok , run "[ $used -eq $((20 << 16)) ]")
 "$nbd_expect" "$(uri)" "${steps[@]}" || die "a sequential writer"
 mapped filled 20
 clean_map filled

@@ -276,6 +276,8 @@ class TestWindows : public CppUnit::TestFixture {
   CPPUNIT_TEST_SUITE(TestWindows);
   CPPUNIT_TEST(first_write);
   CPPUNIT_TEST(writes_to_several_objects);
+  CPPUNIT_TEST(writes_in_order);
+  CPPUNIT_TEST(writes_in_order_to_a_clone);
   CPPUNIT_TEST(removal);
   CPPUNIT_TEST(removal_with_snapshots);
   CPPUNIT_TEST(write_after_a_snapshot);
@@ -571,6 +573,39 @@ class TestWindows : public CppUnit::TestFixture {
     visit(path);
     path.setup.layout = Layout(object_size, 4 * K, 2);
     visit(path);
+  }
+
+  // The map is told of objects in advance, which a trim meets, another one
+  // takes, and a flush and the end give back.
+  void writes_in_order() {
+    Path path = plain();
+    const auto write = [](std::uint64_t n) {
+      return [n](Image& i) { put(i, n * object_size + 7, 100, 'X'); };
+    };
+    path.run = {
+        write(1), write(2),
+        [](Image& i) { i.zero(3 * object_size, object_size, to_free); },
+        write(3), write(4),
+        [](Image& i) { i.flush(); },
+        write(6), write(7),
+    };
+    path.least = 12;
+    visit(path);
+  }
+
+  // What the parent has is not told of, whatever is written before it.
+  void writes_in_order_to_a_clone() {
+    Path path = clone();
+    path.snaps = {4};
+    path.fill = [](Image& i, int n) {
+      if (n == 0) put(i, 0, 2 * object_size, 'A');
+    };
+    path.run = {
+        [](Image& i) { put(i, 7, 100, 'X'); },
+        [](Image& i) { put(i, object_size + 7, 100, 'Y'); },
+    };
+    path.least = 4;  // two maps and two objects
+    CPPUNIT_ASSERT_EQUAL(4U, visit(path));
   }
 
   void removal() {

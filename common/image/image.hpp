@@ -277,7 +277,7 @@ class Image {
 
   /// All writes that have returned are durable already.  On return the object
   /// map says no more of what exists than is true, except for what is being
-  /// written.  Does not throw.
+  /// written, and if it can be updated now.  Does not throw.
   void flush();
 
   enum class Zero {

@@ -147,7 +147,6 @@ void ObjectMap::close() {
     const std::scoped_lock lock(mutex_);
     no_more_reserved({0, objects_}, batch.returned);
     runs_.clear();
-    has_reserved_.store(false, std::memory_order_release);
   }
   const int returned = send(batch, std::chrono::steady_clock::now() + limit_);
   std::string ignored;
@@ -247,8 +246,16 @@ void ObjectMap::mark_written(std::uint64_t object_no) {
 }
 
 void ObjectMap::give_back() {
-  if (has_reserved_.load(std::memory_order_acquire))
-    submit(Kind::give_back, {});
+  if (!has_runs_.load(std::memory_order_acquire)) return;
+  {
+    const std::scoped_lock lock(mutex_);
+    if (error_) return;
+    // Whoever flushes after each object does not fill an image.
+    runs_.clear();
+    has_runs_.store(false, std::memory_order_release);
+    if (reserved_.empty() && !led_) return;
+  }
+  submit(Kind::give_back, {});
 }
 
 void ObjectMap::begin_creation(std::uint64_t first, std::uint64_t count) {
@@ -347,7 +354,6 @@ void ObjectMap::lead(std::unique_lock<std::mutex>& lock) {
       failed_.store(true, std::memory_order_release);
       reserved_.clear();
     }
-    has_reserved_.store(!reserved_.empty(), std::memory_order_release);
   }
   for (Request* const request : requests) {
     request->error = error;
@@ -384,6 +390,7 @@ ObjectMap::Batch ObjectMap::prepare(std::span<Request* const> requests) {
   std::set<std::uint64_t> guessed;
   for (const Request* const request : requests) {
     if (!request->may_reserve || request->ranges.empty()) continue;
+    has_runs_.store(true, std::memory_order_release);
     const CreationRuns::Guess guess = runs_.made(
         request->ranges.front().first, [&](const Range& range) {
           return any_in(reserved_, range) || any_in(guessed, range);
@@ -434,7 +441,6 @@ void ObjectMap::take_reserved(std::vector<Range>& ranges) {
     if (range.first != range.end) left.push_back(range);
   }
   ranges = std::move(left);
-  has_reserved_.store(!reserved_.empty(), std::memory_order_release);
 }
 
 /// Moves what is reserved to `out`.

@@ -141,7 +141,8 @@ class ObjectMap {
   void mark_written(std::uint64_t object_no);
   /// Gives back what is reserved: on return the pool says `nonexistent` of
   /// objects that do not exist, except of what is marked at the same time.
-  /// No operation and no lock where nothing is reserved.  Throws Error.
+  /// No lock where no object was made since the last time, and no operation
+  /// where nothing is reserved.  Throws Error.
   void give_back();
 
   /// Before objects are made that a parent may still have: those that are
@@ -217,8 +218,9 @@ class ObjectMap {
   std::optional<Error> error_;   // guarded by mutex_
   CreationRuns runs_;            // guarded by mutex_
   std::set<std::uint64_t> reserved_;  // guarded by mutex_
-  /// Whether there are any; written with mutex_ held.
-  std::atomic<bool> has_reserved_{false};
+  /// Whether anything may have been reserved since the last give_back;
+  /// written with mutex_ held.
+  std::atomic<bool> has_runs_{false};
 };
 
 }  // namespace nbdrados

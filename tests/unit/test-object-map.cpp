@@ -310,6 +310,8 @@ class ObjectMapTest : public CppUnit::TestFixture {
   CPPUNIT_TEST(lost_lock);
   CPPUNIT_TEST(many_threads);
   CPPUNIT_TEST(reservations);
+  CPPUNIT_TEST(flushed_after_each);
+  CPPUNIT_TEST(flush_waits_for_what_is_given_back);
   CPPUNIT_TEST(reservations_of_several_runs);
   CPPUNIT_TEST(what_is_not_reserved);
   CPPUNIT_TEST(removal_around_reserved);
@@ -936,6 +938,44 @@ class ObjectMapTest : public CppUnit::TestFixture {
     CPPUNIT_ASSERT_EQUAL(std::string("EE00000000000000000000E0"),
                          both(pool, *map));
     CPPUNIT_ASSERT_EQUAL(std::string(), pool.base.holder);
+  }
+
+  // Who flushes after each object pays for its mark, and for nothing else.
+  void flushed_after_each() {
+    Pool pool(16);
+    const auto map = pool.open();
+    for (std::uint64_t n = 0; n < 8; ++n) {
+      map->mark_written(n);
+      map->give_back();
+      map->give_back();
+    }
+    CPPUNIT_ASSERT_EQUAL(std::string("EEEEEEEE00000000"), both(pool, *map));
+    CPPUNIT_ASSERT_EQUAL(std::size_t{8}, pool.base.take_log().size());
+  }
+
+  // Of a run that left one out, what is given back is under way, and the last
+  // that was reserved is taken: a flush waits for it.
+  void flush_waits_for_what_is_given_back() {
+    Pool pool(40);
+    const auto map = pool.open();
+    fill(*map, 0, 5);
+    map->mark_written(6);
+    CPPUNIT_ASSERT_EQUAL(std::string("EEEEErE000"),
+                         with_reserved(pool, *map).substr(0, 10));
+    pool.hold_writes();
+    pool.start([&] { map->mark_written(7); });
+    CPPUNIT_ASSERT(pool.store.wait_until_held(1));
+    std::atomic<bool> flushed = false;
+    pool.start([&] {
+      map->give_back();
+      flushed = true;
+    });
+    std::this_thread::sleep_for(20ms);
+    CPPUNIT_ASSERT(!flushed);
+    pool.release();
+    pool.join();
+    CPPUNIT_ASSERT_EQUAL(std::string("EEEEE0EE00"),
+                         both(pool, *map).substr(0, 10));
   }
 
   // What is left over does not become more and more.

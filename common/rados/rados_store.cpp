@@ -181,7 +181,8 @@ class SparseReads {
   static constexpr std::size_t smallest = 64 << 10;
 
   [[nodiscard]] bool wanted(std::size_t length) noexcept {
-    if (length < smallest) return false;
+    if (length < smallest || never_.load(std::memory_order_relaxed))
+      return false;
     constexpr auto relaxed = std::memory_order_relaxed;
     return score_.load(relaxed) > 0 || plain_.fetch_add(1, relaxed) % 16 == 15;
   }
@@ -193,19 +194,25 @@ class SparseReads {
                                        : std::max(score - 1, 0),
                  relaxed);
   }
+  void never_again() noexcept { never_ = true; }
 
  private:
   std::atomic<int> score_{4};
   std::atomic<unsigned> plain_{0};
+  std::atomic<bool> never_{false};
 };
 
 class SparseReadPending final : public RadosPending {
  public:
   SparseReadPending(RadosStore& store, SparseReads& reads,
-                    std::uint64_t offset, std::size_t length,
-                    std::span<const MutablePiece> pieces)
+                    const std::string& oid, std::uint64_t offset,
+                    std::size_t length, std::span<const MutablePiece> pieces,
+                    SnapId snap)
       : RadosPending(store),
+        rados_store_(store),
         reads_(reads),
+        oid_(oid),
+        snap_(snap),
         offset_(offset),
         length_(length),
         pieces_(pieces) {}
@@ -216,7 +223,14 @@ class SparseReadPending final : public RadosPending {
   int op_result = 0;
 
  private:
+  /// An OSD of 16.2.15 answers the sparse read of an erasure-coded object
+  /// with half of an answer, which librados calls EIO, where the object ends
+  /// before (ceph: src/osd/PrimaryLogPG.cc, do_sparse_read).  There the others
+  /// are no sparser than plain ones.
+  int read_plainly();
+
   int finish(int r) override {
+    if (r == -EIO || (r >= 0 && op_result == -EIO)) return read_plainly();
     if (r < 0) return r;
     if (op_result < 0) return op_result;
     auto from = data.cbegin();
@@ -254,7 +268,10 @@ class SparseReadPending final : public RadosPending {
     }
   }
 
+  RadosStore& rados_store_;
   SparseReads& reads_;
+  const std::string oid_;
+  const SnapId snap_;
   const std::uint64_t offset_;
   const std::size_t length_;
   const std::span<const MutablePiece> pieces_;
@@ -696,13 +713,21 @@ class RadosStore final : public ObjectStore {
     std::size_t length = 0;
     for (const MutablePiece& piece : pieces) length += piece.size;
     if (sparse_reads_.wanted(length)) {
-      auto p = std::make_unique<SparseReadPending>(*this, sparse_reads_, offset,
-                                                   length, pieces);
+      auto p = std::make_unique<SparseReadPending>(*this, sparse_reads_, oid,
+                                                   offset, length, pieces,
+                                                   snap);
       p->op.sparse_read(offset, length, &p->extents, &p->data, &p->op_result);
       p->submitted(
           io_at(snap).aio_operate(oid, p->completion(), &p->op, nullptr));
       return p;
     }
+    return read_plainly(oid, offset, length, pieces, snap);
+  }
+  std::unique_ptr<Pending> read_plainly(const std::string& oid,
+                                        std::uint64_t offset,
+                                        std::size_t length,
+                                        std::span<const MutablePiece> pieces,
+                                        SnapId snap) {
     auto p = std::make_unique<ReadPending>(*this, pieces);
     // To an OSD, no bytes are all bytes.
     p->submitted(length == 0 ? -EINVAL
@@ -900,6 +925,13 @@ void translate(const WriteOp& op, librados::ObjectWriteOperation& to,
       case Kind::tmap_update: to.tmap_update(copied(s.value)); break;
     }
   }
+}
+
+int SparseReadPending::read_plainly() {
+  const int r =
+      rados_store_.read_plainly(oid_, offset_, length_, pieces_, snap_)->wait();
+  if (r >= 0) reads_.never_again();
+  return r;
 }
 
 void RadosPending::cancel() { store_.cancel(completion_.get()); }

@@ -17,6 +17,7 @@
 #include "fuzz-checks.hpp"
 #include "rbd/encoding.hpp"
 #include "rbd/format2.hpp"
+#include "rbd/format2_create.hpp"
 
 using namespace nbdrados;
 using namespace nbdrados::fuzzing;
@@ -227,6 +228,10 @@ const Method methods[] = {
        round_trip<std::string>(
            in, decode_metadata_get,
            [](Encoder& out, const std::string& v) { out.string(v); });
+     }},
+    {"get_all_features",
+     [](std::string_view in) {
+       round_trip<std::uint64_t>(in, decode_get_all_features, put_u64);
      }},
 };
 

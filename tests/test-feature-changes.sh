@@ -67,7 +67,16 @@ under_writes rbd feature enable $image exclusive-lock
 under_writes rbd feature enable $image object-map fast-diff
 under_writes rbd object-map rebuild --no-progress $image
 hammer --ops 40
-check_maps "" "@s$snapshots"
+assert_eq "[]" "$(rbd info --format json $image | jq -c .flags)" "flags"
+
+say "what is behind the end of an image that rbd makes smaller"
+"$nbd_expect" "$(uri image)" write 5M 4096 1 ok , \
+  run "rbd resize --no-progress --allow-shrink --size 4M $image" , \
+  write 5M 4096 2 EINVAL , zero 5M 4096 EINVAL , trim 5M 64K EINVAL , \
+  read 5M 4096 EINVAL , status 5M 4096 EINVAL , write 4190208 8192 2 EINVAL , \
+  write 4190208 4096 2 ok , read-is 4190208 4096 2
+rbd resize --no-progress --size 6M $image
+"$nbd_expect" "$(uri image)" size 6M , read-is 4M 2M 0
 
 say "journaling: read-only from then on, and it is said why"
 "$nbd_expect" "$(uri image)" write 0 4096 4 ok , \

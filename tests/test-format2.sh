@@ -141,6 +141,19 @@ check child "$tmp/grown" 64K
   run "rbd snap rm --no-progress rbd/child1@s" , read 0 4096 ok
 check ns/grandchild "$tmp/now.1" 8K,32K,1M
 
+say "a parent in a namespace"
+rbd_snap rbd/ns/indata@s
+rbd clone --rbd-default-clone-format 2 --object-size 1M --stripe-unit 1M \
+  --stripe-count 1 rbd/ns/indata@s rbd/fromns
+check fromns "$tmp/data" 1M
+
+say "who reads sees that an image has shrunk"
+rbd create --size 8M rbd/shrinks
+"$nbd_expect" "$(uri shrinks)" read-is 0 8M 0 , \
+  run "rbd resize --no-progress --allow-shrink --size 4M rbd/shrinks" , \
+  read 6M 4096 EINVAL , status 6M 4096 EINVAL , read-is 0 4M 0
+"$nbd_expect" "$(uri shrinks)" size 4M
+
 say "refused: a migration"
 rbd create --size 8M rbd/old
 rbd migration prepare rbd/old rbd/new
@@ -156,6 +169,15 @@ rados -p rbd getomapval "rbd_header.$id" features "$tmp/features" >/dev/null
 printf '\001' | dd of="$tmp/features" bs=1 seek=5 conv=notrunc status=none
 rados -p rbd setomapval "rbd_header.$id" features --input-file "$tmp/features"
 "$nbd_expect" "$(uri future)" description "40" , flag read-only yes
+# Newer data may be on the cache device of some client (bit 11).
+rbd create --size 8M rbd/cached
+id=$(rbd info --format json rbd/cached | jq -r .id)
+rados -p rbd getomapval "rbd_header.$id" features "$tmp/features" >/dev/null
+printf '\010' | dd of="$tmp/features" bs=1 seek=1 conv=notrunc status=none
+rados -p rbd setomapval "rbd_header.$id" features --input-file "$tmp/features"
+"$nbd_expect" "$(uri cached)" connect fail
+grep -q "cached.* cannot be read.*dirty-cache" "$nbdkit_log" ||
+  die "the log does not name dirty-cache"
 # Both are not written to, and that is said by name.
 first=$nbdkit_pid
 start_rados pool=rbd

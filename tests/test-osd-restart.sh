@@ -67,6 +67,27 @@ stop_nbdkit
 rbd_export rbd/disk "$tmp/exported"
 assert_same_bytes "$tmp/disk.model" "$tmp/exported" "rbd export"
 
+say "format 2: a clone with a lock and an object map"
+size=9000001
+random_file "$tmp/parent" $size 5
+rbd import --no-progress --object-size 256K "$tmp/parent" rbd/parent
+rbd_snap rbd/parent@s
+rbd clone --rbd-default-clone-format 2 --object-size 64K --stripe-unit 64K \
+  --stripe-count 1 rbd/parent@s rbd/clone
+rbd_snap rbd/clone@before
+cp "$tmp/parent" "$tmp/clone.model"
+start_rados pool=rbd image=clone
+under_io "$(uri)" clone both_at_once
+"$random_ops" --ops 100 --model "$tmp/clone.model" "$(uri)" >/dev/null
+stop_nbdkit
+assert_eq "[]" "$(rbd lock ls --format json rbd/clone)" "locks"
+rbd_export rbd/clone "$tmp/exported"
+assert_same_bytes "$tmp/clone.model" "$tmp/exported" "rbd export of the clone"
+rbd_export rbd/clone@before "$tmp/exported"
+assert_same_bytes "$tmp/parent" "$tmp/exported" "the clone's snapshot"
+check_object_map rbd/clone
+check_object_map rbd/clone@before
+
 say "a striped object; its lock survives"
 start_rados pool=rbd image=striped format=striper create=true size=9000000 \
   object-size=256K stripe-unit=64K stripe-count=3

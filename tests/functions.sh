@@ -35,6 +35,7 @@ random_ops=$builddir/tests/nbd-random-ops
 
 tmp=$(mktemp -d "${TMPDIR:-/tmp}/$test_name.XXXXXX")
 cleanup_commands=()
+declare -A owned=()
 nbdkit_pids=()
 ceph_dirs=()
 
@@ -81,16 +82,40 @@ requires_built() {
 # at_exit COMMAND: runs at exit, last given first.
 at_exit() { cleanup_commands=("$*" "${cleanup_commands[@]}"); }
 
-# stop_pid PID [SIGNAL]: ends a process and waits until it is gone, at most
-# 30 seconds, then kills it.
+# start_time PID: of a process that runs, in ticks since boot (proc(5): the
+# third field of stat is the state, the 22nd the time).  Fails if it has ended.
+start_time() {
+  local stat
+  { stat=$(<"/proc/$1/stat"); } 2>/dev/null || return 1
+  read -ra stat <<<"${stat##*) }"
+  case ${stat[0]} in Z | X) return 1 ;; esac
+  printf '%s' "${stat[19]}"
+}
+
+# own PID: this process was started here, just now, and is stopped at exit.
+# Its id alone does not say which process that is: when it has ended, another
+# test's process can have the same, or a thread of one, which a signal ends as
+# well.
+own() { owned[$1]=$(start_time "$1") || owned[$1]=ended; }
+
+# is_running PID: the process that was owned, and no other.
+is_running() {
+  local now
+  now=$(start_time "$1") && [ "$now" = "${owned[$1]}" ]
+}
+has_ended() { ! is_running "$1"; }
+
+# stop_pid PID [SIGNAL]: ends a process that is owned and waits until it is
+# gone, at most 30 seconds, then kills it.
 stop_pid() {
   local pid=$1 i
-  kill -s "${2:-TERM}" "$pid" 2>/dev/null || return 0
+  if is_running "$pid"; then kill -s "${2:-TERM}" "$pid" 2>/dev/null; fi
   for ((i = 0; i < 300; i++)); do
-    # A child of this shell stays a zombie until it is waited for.
-    case $(ps -o stat= -p "$pid" 2>/dev/null) in
-    '' | Z*) wait "$pid" 2>/dev/null || :; return 0 ;;
-    esac
+    if has_ended "$pid"; then
+      # A child of this shell stays a zombie until it is waited for.
+      wait "$pid" 2>/dev/null || :
+      return 0
+    fi
     sleep 0.1
   done
   kill -KILL "$pid" 2>/dev/null || :
@@ -105,7 +130,7 @@ cleanup() {
   set +e
   local command pid dir log
   for command in "${cleanup_commands[@]}"; do eval "$command"; done
-  for pid in "${nbdkit_pids[@]}"; do stop_pid "$pid"; done
+  for pid in "${!owned[@]}"; do stop_pid "$pid"; done
   for dir in "${ceph_dirs[@]}"; do
     "$mini_ceph" stop "$dir" >/dev/null 2>&1
   done
@@ -374,15 +399,18 @@ start_nbdkit() {
   "${nbdkit[@]}" -f -P "$pidfile" -U "$socket" "$@" \
     >"$nbdkit_log" 2>&1 </dev/null &
   nbdkit_pid=$!
+  own "$nbdkit_pid"
   nbdkit_pids+=("$nbdkit_pid")
   for ((i = 0; i < 600; i++)); do
     [ ! -s "$pidfile" ] || break
-    kill -0 "$nbdkit_pid" 2>/dev/null ||
+    is_running "$nbdkit_pid" ||
       die "nbdkit $* does not start: $(cat "$nbdkit_log")"
     sleep 0.05
   done
   [ -s "$pidfile" ] || die "nbdkit $* is not ready after 30 seconds"
+  # Another one where a wrapper forked.
   nbdkit_pid=$(cat "$pidfile")
+  own "$nbdkit_pid"
   nbdkit_pids[n]=$nbdkit_pid
 }
 
@@ -390,9 +418,11 @@ start_nbdkit() {
 # not end well.
 stop_nbdkit() {
   local status=0 i
+  is_running "$nbdkit_pid" ||
+    die "nbdkit has ended: $(tail -n 5 "$nbdkit_log")"
   kill "$nbdkit_pid"
   for ((i = 0; i < 300; i++)); do
-    case $(ps -o stat= -p "$nbdkit_pid" 2>/dev/null) in '' | Z*) break ;; esac
+    if has_ended "$nbdkit_pid"; then break; fi
     sleep 0.05
   done
   [ "$i" -lt 300 ] || die "nbdkit does not end within 15 seconds"

@@ -22,7 +22,7 @@ make -s -C "$builddir/bench" raw-loop nbd-load replacement >"$tmp/make.log" 2>&1
 # another seed expects.
 nbdkit -f -U "$tmp/memory.sock" -P "$tmp/memory.pid" memory 1M &
 memory_pid=$!
-nbdkit_pids+=("$memory_pid")
+own "$memory_pid"
 wait_until 20 test -s "$tmp/memory.pid"
 load=("$builddir/bench/nbd-load" --uri="nbd+unix:///?socket=$tmp/memory.sock"
       --verify --depth=8 --connections=2 --count=256 --pattern=sequential)

@@ -139,7 +139,7 @@ say "in the background, as nbdkit does by default"
   "conf=$ceph_conf" pool=rbd image=odd </dev/null >"$tmp/nbdkit-daemon.log" 2>&1
 wait_until 10 test -s "$tmp/daemon.pid"
 daemon=$(cat "$tmp/daemon.pid")
-nbdkit_pids+=("$daemon")
+own "$daemon"
 socket=$tmp/daemon.sock
 "$nbd_expect" "$(uri)" within 20 , write 0 100 5 ok , read-is 0 100 5
 # Its watch works, too: a snapshot of another client is respected.
@@ -149,5 +149,4 @@ rbd_export rbd/odd@s "$tmp/exported"
 assert_eq 6 "$(head -c 1 "$tmp/exported" | od -An -tu1 | tr -d ' ')" \
   "first byte of the snapshot"
 kill "$daemon"
-gone() { ! kill -0 "$daemon"; }
-wait_until 20 gone
+wait_until 20 has_ended "$daemon"

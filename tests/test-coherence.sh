@@ -28,14 +28,13 @@ start_servers() {
   qemu-nbd -t -k "$tmp/librbd.sock" -f raw --cache=none --discard=unmap \
     "rbd:rbd/$1:conf=$ceph_conf" &
   librbd=$!
-  at_exit "kill $librbd 2>/dev/null || :"
+  own "$librbd"
   wait_until 20 test -S "$tmp/librbd.sock"
   servers+=("librbd=nbd+unix:///?socket=$tmp/librbd.sock")
 }
 end_servers() {
   for nbdkit_pid in "${started[@]}"; do stop_nbdkit; done
-  kill "$librbd"
-  wait "$librbd" || :
+  stop_pid "$librbd"
   rm -f "$tmp/librbd.sock"
 }
 

@@ -86,7 +86,7 @@ for name in nothing two@nothing @s1 two@ secret other/secret ../other/secret \
 done
 [ "$(rados -p rbd --all ls | wc -l)" -gt 0 ]
 ! prints nothing rados -p rbd --all ls || die "a refused name was created"
-kill -0 "$nbdkit_pid" || die "the server died"
+is_running "$nbdkit_pid" || die "the server died"
 
 say "the default export of a pool"
 # Which image would "" be?  None: the client is refused, or gets told a name.

@@ -116,14 +116,14 @@ start_rados pool=rbd image=busy
   --max-length 256K --boundaries 4096,64K --model "$tmp/busy.model" \
   "$(uri)" >"$tmp/out" 2>"$tmp/err" &
 writer=$!
-at_exit "kill $writer 2>/dev/null"
+own "$writer"
 for n in 1 2 3 4; do
   sleep 1
   rbd_snap "rbd/busy@s$n"
   rbd_export "rbd/busy@s$n" "$tmp/busy.$n"
 done
 sleep 1
-kill -0 "$writer" || die "the writer ended too early: $(cat "$tmp/err")"
+is_running "$writer" || die "the writer ended too early: $(cat "$tmp/err")"
 : >"$tmp/stop"
 wait "$writer" || die "the writer failed: $(cat "$tmp/err")"
 for n in 1 2 3 4; do

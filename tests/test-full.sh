@@ -65,8 +65,9 @@ wait_full "$first_uri" $((48 << 20))
 "$nbd_expect" "$(uri)" within 120 , write 0 4096 5 ok , read-is 0 4096 5 \
   >"$tmp/waiting" 2>&1 &
 waiter=$!
+own "$waiter"
 sleep 4
-kill -0 "$waiter" || die "the write did not wait: $(cat "$tmp/waiting")"
+is_running "$waiter" || die "the write did not wait: $(cat "$tmp/waiting")"
 ceph osd pool set-quota small max_bytes 0 >/dev/null 2>&1
 wait "$waiter" || die "the write failed: $(cat "$tmp/waiting")"
 stop_nbdkit

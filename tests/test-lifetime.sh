@@ -74,22 +74,16 @@ stop_nbdkit
 
 say "the end of the server, with clients connected, leaves nothing behind"
 # nbdkit waits for its clients, but does not close their handles any more.
-gone() {
-  case $(ps -o stat= -p "$nbdkit_pid" 2>/dev/null) in
-    '' | Z*) return 0 ;;
-    *) return 1 ;;
-  esac
-}
 start_rados pool=rbd image=plain
 "$nbd_expect" "$(uri)" write 0 4096 1 ok , \
   run "rados -p rbd listwatchers plain.rbd | grep -q watcher" , \
   run "kill $nbdkit_pid; sleep 0.5"
-wait_until 15 gone
+wait_until 15 has_ended "$nbdkit_pid"
 ! prints watcher rados -p rbd listwatchers plain.rbd ||
   die "the watch is still there"
 start_rados pool=rbd image=locked format=striper create=true size=8000000
 "$nbd_expect" "$(uri)" write 0 4096 1 ok , run "kill $nbdkit_pid; sleep 0.5"
-wait_until 15 gone
+wait_until 15 has_ended "$nbdkit_pid"
 rados -p rbd --striper rm locked || die "the lock is still there"
 
 say "a lock that somebody breaks: requests fail, a new client opens anew"

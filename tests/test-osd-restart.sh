@@ -20,10 +20,11 @@ under_io() {
     --max-length 512K --model "$tmp/$2.model" "$1" \
     >"$tmp/io.out" 2>"$tmp/io.err" &
   io=$!
+  own "$io"
   sleep 1
   "${@:3}"
   sleep 2
-  kill -0 "$io" || die "the requests ended too early: $(cat "$tmp/io.err")"
+  is_running "$io" || die "the requests ended too early: $(cat "$tmp/io.err")"
   : >"$tmp/stop"
   wait "$io" || die "the requests failed: $(cat "$tmp/io.err")"
   say "$(cat "$tmp/io.out")"

@@ -96,7 +96,7 @@ try:
 except nbd.Error:
     pass
 EOF
-wait_until 30 eval '! kill -0 "$nbdkit_pid" 2>/dev/null'
+wait_until 30 has_ended "$nbdkit_pid"
 has 2M 64K 11
 
 say "kill -9 loses only what no flush followed"
@@ -123,7 +123,7 @@ os.kill(int(sys.argv[2]), signal.SIGKILL)
 open(sys.argv[3], "w").write(repr(possible))
 EOF
 /usr/bin/python3 "$tmp/killed.py" "$(uri)" "$nbdkit_pid" "$tmp/possible"
-wait_until 30 eval '! kill -0 "$nbdkit_pid" 2>/dev/null'
+wait_until 30 has_ended "$nbdkit_pid"
 /usr/bin/python3 - "$tmp/disk" "$tmp/possible" <<'EOF'
 import sys
 data = open(sys.argv[1], "rb").read()

@@ -17,10 +17,10 @@ serve() {
   rm -f "$socket" "$tmp/server.pid"
   nbdkit -f -P "$tmp/server.pid" -U "$socket" "$@" >"$tmp/nbdkit.log" 2>&1 &
   server=$!
-  nbdkit_pids=("$server")
+  own "$server"
   wait_until 30 test -s "$tmp/server.pid"
 }
-unserve() { stop_pid "$server"; nbdkit_pids=(); }
+unserve() { stop_pid "$server"; }
 
 # Compiled once; nbdkit cc would compile it for every fault.
 g++ -std=c++20 -O1 -fPIC -shared -o "$tmp/broken.so" \

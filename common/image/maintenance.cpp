@@ -248,9 +248,13 @@ void Image::Maintenance::restore_watch(const std::string& why) {
   std::unique_ptr<Watch> old = std::move(watch_);
   for (;;) {
     try {
-      watch_.reset();
-      make_watch();
-      {
+      // Not the first time: a new one that works is good for another try.
+      if (!watch_ || watch_->check() != 0) {
+        if (old)
+          watch_.reset();
+        else
+          old = std::move(watch_);
+        make_watch();
         const std::scoped_lock lock(mutex_);
         lost_watch_ = 0;
       }

@@ -927,6 +927,24 @@ class TestMetadata : public CppUnit::TestFixture {
     b.store.release();
     b.write("y", 0);
     CPPUNIT_ASSERT_EQUAL(std::size_t{1}, b.memory.watchers("header"));
+
+    // The lock has the new name, but what was missed cannot be read: the new
+    // watch stays.
+    set_load_error(b, ETIMEDOUT);
+    b.store.clear_log();
+    const int loads = b.state->loads;
+    b.store.lose_watches("header", ETIMEDOUT);
+    CPPUNIT_ASSERT(eventually([&] { return b.state->loads >= loads + 2; }));
+    CPPUNIT_ASSERT_EQUAL(std::size_t{1}, b.store.count(Kind::watch));
+    // Now it breaks in turn.
+    b.store.inject({.kind = Kind::write, .oid = "header", .held = true});
+    b.store.lose_watches("header", ETIMEDOUT);
+    CPPUNIT_ASSERT(b.store.wait_until_held(1));
+    CPPUNIT_ASSERT_EQUAL(std::size_t{2}, b.memory.watchers("header"));
+    set_load_error(b, 0);
+    b.store.release();
+    b.write("z", 0);
+    CPPUNIT_ASSERT_EQUAL(std::size_t{1}, b.memory.watchers("header"));
   }
 
   void noise_in_the_header() {

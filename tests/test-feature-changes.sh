@@ -44,11 +44,6 @@ under_writes() {
   assert_same_bytes "$tmp/model" "$tmp/exported" "rbd export"
 }
 snapshots=0
-check_maps() {
-  local n
-  assert_eq "[]" "$(rbd info --format json $image | jq -c .flags)" "flags"
-  for n; do check_object_map "$image$n"; done
-}
 
 hammer --ops 60
 # Fast-diff goes with it.
@@ -86,7 +81,7 @@ say "journaling: read-only from then on, and it is said why"
   read-is 0 4096 6
 grep -q "journaling" "$nbdkit_log" || die "no reason: $(cat "$nbdkit_log")"
 stop_nbdkit
-check_maps "" "@s$snapshots"
+check_valid_maps $image "$image@s$snapshots"
 for ((n = 1; n <= snapshots; n++)); do
   rbd_export "$image@s$n" "$tmp/exported"
   assert_same_bytes "$tmp/s$n" "$tmp/exported" "snapshot s$n at the end"

@@ -27,6 +27,25 @@ constexpr std::string_view no_tag;
 /// So many times may somebody else be found to have the map's lock.
 constexpr int lock_rounds = 8;
 
+/// Sorts ranges, and makes one of those that overlap, touch, or have something
+/// between them that is idle(first, end).
+template <class Idle>
+void join(std::vector<CreationRuns::Range>& ranges, Idle&& idle) {
+  using Range = CreationRuns::Range;
+  std::sort(ranges.begin(), ranges.end(), [](const Range& a, const Range& b) {
+    return a.first < b.first;
+  });
+  std::size_t kept = 0;
+  for (const Range& r : ranges) {
+    if (kept != 0 && (r.first <= ranges[kept - 1].end ||
+                      idle(ranges[kept - 1].end, r.first)))
+      ranges[kept - 1].end = std::max(ranges[kept - 1].end, r.end);
+    else
+      ranges[kept++] = r;
+  }
+  ranges.resize(kept);
+}
+
 }  // namespace
 
 /// What one call wants; guarded by mutex_ once queued.
@@ -462,10 +481,7 @@ std::vector<ObjectMap::Range> ObjectMap::joined(
   for (const Request* const request : batch)
     if (request->kind == kind)
       all.insert(all.end(), request->ranges.begin(), request->ranges.end());
-  std::sort(all.begin(), all.end(), [](const Range& a, const Range& b) {
-    return a.first < b.first;
-  });
-  const auto idle = [&](std::uint64_t first, std::uint64_t end) {
+  join(all, [&](std::uint64_t first, std::uint64_t end) {
     // An end_removal of the same batch may change what is in between.
     if (kind == Kind::begin_creation) return false;
     if ((first - 1) / object_map_block != end / object_map_block) return false;
@@ -473,16 +489,7 @@ std::vector<ObjectMap::Range> ObjectMap::joined(
     for (; first < end; ++first)
       if (concerns(kind, first)) return false;
     return true;
-  };
-  std::size_t kept = 0;
-  for (const Range& r : all) {
-    if (kept != 0 && (r.first <= all[kept - 1].end ||
-                      idle(all[kept - 1].end, r.first)))
-      all[kept - 1].end = std::max(all[kept - 1].end, r.end);
-    else
-      all[kept++] = r;
-  }
-  all.resize(kept);
+  });
   return all;
 }
 
@@ -529,17 +536,7 @@ int ObjectMap::send(
   // What is reserved follows what was asked for.
   std::vector<Range> marks = batch.marks;
   marks.insert(marks.end(), batch.reserves.begin(), batch.reserves.end());
-  std::sort(marks.begin(), marks.end(), [](const Range& a, const Range& b) {
-    return a.first < b.first;
-  });
-  std::size_t kept = 0;
-  for (const Range& r : marks) {
-    if (kept != 0 && r.first <= marks[kept - 1].end)
-      marks[kept - 1].end = std::max(marks[kept - 1].end, r.end);
-    else
-      marks[kept++] = r;
-  }
-  marks.resize(kept);
+  join(marks, [](auto, auto) { return false; });
 
   std::vector<std::unique_ptr<Operation>> operations;
   add_operations(Kind::begin_removal, batch.removals, operations);

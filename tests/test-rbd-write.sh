@@ -39,6 +39,22 @@ same() {
   assert_same_bytes "$2" "$tmp/exported" "rbd export of $1"
 }
 
+# differ_by DIFF OLD NEW: with what `rbd diff --format json` says has changed, the
+# old file becomes the new one.
+differ_by() {
+  /usr/bin/python3 - "$@" <<'EOF' || die "rbd diff leaves out what has changed"
+import json, sys
+with open(sys.argv[1]) as f: areas = json.load(f)
+with open(sys.argv[2], "rb") as f: old = bytearray(f.read())
+with open(sys.argv[3], "rb") as f: new = f.read()
+assert len(old) == len(new)
+for area in areas:
+    start, end = area["offset"], area["offset"] + area["length"]
+    old[start:end] = new[start:end]
+assert old == new
+EOF
+}
+
 # resize IMAGE BYTES: by rbd, and in the model.
 resize() {
   rbd resize --no-progress --allow-shrink --size "$2B" "$1"
@@ -69,6 +85,7 @@ story() {
   for n in 1 2 3; do
     rbd_snap "$image@busy$n"
   done
+  rbd diff --format json --from-snap busy1 "$image@busy3" >"$tmp/busy.diff"
   rbd snap rm --no-progress "$image@busy2"
   if [ -n "${4-}" ]; then rbd flatten --no-progress "$image"; fi
   : >"$tmp/stop"
@@ -78,6 +95,7 @@ story() {
   }
   rbd_export "$image@busy1" "$tmp/busy1"
   rbd_export "$image@busy3" "$tmp/busy3"
+  differ_by "$tmp/busy.diff" "$tmp/busy1" "$tmp/busy3"
   hammer "$boundaries" 60
   rbd_snap "$image@s3"
   cp "$model" "$tmp/s3"
@@ -156,7 +174,7 @@ while read -r parent content format object flatten disable; do
   say "a clone of $parent, objects of $object, without ${disable:-nothing}"
   # Only clones of format 2 may be in another namespace.
   child=rbd/ns/child
-  [ "$format" = 2 ] || child=rbd/child
+  [ "$format" = 2 ] || child=data/child
   rbd clone --rbd-default-clone-format "$format" --object-size "$object" \
     "$parent" $child
   # shellcheck disable=SC2086

@@ -243,20 +243,23 @@ void Image::Maintenance::serve(int code, const Notifications& notifications) {
 void Image::Maintenance::restore_watch(const std::string& why) {
   image_.log(image_.traits_.name + ": " + why);
   image_.hold_writes();
-  // The OSD may have it still.  It stays until the lock has the name of the
-  // new one: without the watch that the lock names, its owner counts as dead.
-  std::unique_ptr<Watch> old = std::move(watch_);
+  // The OSD may have it still.  Each stays until the lock is known to have the
+  // name of a newer one: without the watch that the lock names, its owner counts
+  // as dead.
+  std::vector<std::unique_ptr<Watch>> old;
+  old.push_back(std::move(watch_));
+  const auto forget_old = [&] {
+    old.clear();
+    // It may have been said of them only now.
+    const std::scoped_lock lock(mutex_);
+    lost_watch_ = 0;
+  };
   for (;;) {
     try {
-      // Not the first time: a new one that works is good for another try.
+      // In a second try the new one will do, if it works.
       if (!watch_ || watch_->check() != 0) {
-        if (old)
-          watch_.reset();
-        else
-          old = std::move(watch_);
+        if (watch_) old.push_back(std::move(watch_));
         make_watch();
-        const std::scoped_lock lock(mutex_);
-        lost_watch_ = 0;
       }
       if (lock_ != nullptr && lock_->held()) {
         try {
@@ -264,10 +267,11 @@ void Image::Maintenance::restore_watch(const std::string& why) {
         } catch (const Error& e) {
           if (e.code() != ESHUTDOWN) throw;
           lose_lock(e.what());
+          forget_old();
           return;
         }
       }
-      old.reset();
+      forget_old();
       image_.load_and_publish();
       // Of a watch that could not be made there is nothing to check.
       if (!watch_ || watch_->check() == 0) {
@@ -285,10 +289,8 @@ void Image::Maintenance::restore_watch(const std::string& why) {
                                       : ": the header cannot be watched: " +
                                             error_text(e.code())));
         // Without a watch nobody says any more that it is lost.
-        old.reset();
         watch_.reset();
-        const std::scoped_lock lock(mutex_);
-        lost_watch_ = 0;
+        forget_old();
         return;
       }
       image_.log(image_.traits_.name + ": " + e.what());

@@ -265,14 +265,12 @@ void ObjectMap::mark_written(std::uint64_t object_no) {
 }
 
 void ObjectMap::give_back() {
-  if (!has_runs_.load(std::memory_order_acquire)) return;
   {
     const std::scoped_lock lock(mutex_);
     if (error_) return;
     // Whoever flushes after each object does not fill an image.
     runs_.clear();
-    has_runs_.store(false, std::memory_order_release);
-    if (reserved_.empty() && !led_) return;
+    if (reserved_.empty() && !reserving_) return;
   }
   submit(Kind::give_back, {});
 }
@@ -351,6 +349,7 @@ void ObjectMap::lead(std::unique_lock<std::mutex>& lock) {
   if (!error) {
     try {
       const Batch batch = prepare(requests);
+      reserving_ = !batch.reserves.empty() || !batch.returned.empty();
       lock.unlock();
       int r = 0;
       try {
@@ -368,6 +367,7 @@ void ObjectMap::lead(std::unique_lock<std::mutex>& lock) {
       error = Error(ENOMEM, "cannot update object map " + oid_ + ": " +
                                 e.what());
     }
+    reserving_ = false;
     if (error) {
       error_ = error;
       failed_.store(true, std::memory_order_release);
@@ -409,7 +409,6 @@ ObjectMap::Batch ObjectMap::prepare(std::span<Request* const> requests) {
   std::set<std::uint64_t> guessed;
   for (const Request* const request : requests) {
     if (!request->may_reserve || request->ranges.empty()) continue;
-    has_runs_.store(true, std::memory_order_release);
     const CreationRuns::Guess guess = runs_.made(
         request->ranges.front().first, [&](const Range& range) {
           return any_in(reserved_, range) || any_in(guessed, range);

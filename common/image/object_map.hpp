@@ -141,8 +141,7 @@ class ObjectMap {
   void mark_written(std::uint64_t object_no);
   /// Gives back what is reserved: on return the pool says `nonexistent` of
   /// objects that do not exist, except of what is marked at the same time.
-  /// No lock where no object was made since the last time, and no operation
-  /// where nothing is reserved.  Throws Error.
+  /// No operation where nothing is reserved.  Throws Error.
   void give_back();
 
   /// Before objects are made that a parent may still have: those that are
@@ -218,9 +217,9 @@ class ObjectMap {
   std::optional<Error> error_;   // guarded by mutex_
   CreationRuns runs_;            // guarded by mutex_
   std::set<std::uint64_t> reserved_;  // guarded by mutex_
-  /// Whether anything may have been reserved since the last give_back;
-  /// written with mutex_ held.
-  std::atomic<bool> has_runs_{false};
+  /// Guarded by mutex_: the batch under way reserves objects, or gives some
+  /// back.
+  bool reserving_ = false;
 };
 
 }  // namespace nbdrados

@@ -574,12 +574,13 @@ std::unique_ptr<Watch> FaultStore::watch(const std::string& oid,
   return watch;
 }
 
-void FaultStore::lose_watches(const std::string& oid, int code) {
+void FaultStore::lose_watches(const std::string& oid, int code,
+                              std::size_t oldest) {
   std::vector<FaultWatch*> lost;
   {
     const std::scoped_lock lock(mutex_);
     for (FaultWatch* const watch : watches_) {
-      if (watch->oid_ != oid) continue;
+      if (watch->oid_ != oid || lost.size() == oldest) continue;
       watch->lost_ = code;
       ++watch->busy_;
       lost.push_back(watch);

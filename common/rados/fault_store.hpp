@@ -132,8 +132,10 @@ class FaultStore : public ObjectStore {
 
   /// Breaks the watches on an object: calls watch_lost(code), after which
   /// check() gives `code`, and no notifications come any more if `code` is
-  /// ENOTCONN.  The callbacks have ended when this returns.
-  void lose_watches(const std::string& oid, int code);
+  /// ENOTCONN.  All of them, or the `oldest` ones of this store.  The
+  /// callbacks have ended when this returns.
+  void lose_watches(const std::string& oid, int code,
+                    std::size_t oldest = ~std::size_t{0});
 
   /// Operations submitted so far, in order; and their number by kind.
   [[nodiscard]] std::vector<Record> log();

@@ -945,6 +945,26 @@ class TestMetadata : public CppUnit::TestFixture {
     b.store.release();
     b.write("z", 0);
     CPPUNIT_ASSERT_EQUAL(std::size_t{1}, b.memory.watchers("header"));
+
+    // The lock gets the new name, which nobody says, and then that breaks.
+    b.store.inject({.kind = Kind::write, .oid = "header", .error = ETIMEDOUT,
+                    .delay = 200ms, .carried_out = true});
+    b.store.inject({.kind = Kind::write, .oid = "header", .held = true});
+    b.store.lose_watches("header", ETIMEDOUT);
+    CPPUNIT_ASSERT(eventually([&] {
+      return b.memory.watchers("header") == 2;
+    }));
+    b.store.lose_watches("header", ETIMEDOUT);
+    CPPUNIT_ASSERT(b.store.wait_until_held(1));
+    CPPUNIT_ASSERT_EQUAL(std::size_t{3}, b.memory.watchers("header"));
+    // What is said late of the old ones is not said of the newest.
+    b.store.clear_log();
+    b.store.lose_watches("header", ENOTCONN, 2);
+    b.store.release();
+    b.write("z", 0);
+    std::this_thread::sleep_for(100ms);
+    CPPUNIT_ASSERT_EQUAL(std::size_t{0}, b.store.count(Kind::watch));
+    CPPUNIT_ASSERT_EQUAL(std::size_t{1}, b.memory.watchers("header"));
   }
 
   void noise_in_the_header() {

@@ -16,6 +16,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
+#include <future>
 #include <latch>
 #include <memory>
 #include <mutex>
@@ -312,6 +313,8 @@ class ObjectMapTest : public CppUnit::TestFixture {
   CPPUNIT_TEST(reservations);
   CPPUNIT_TEST(flushed_after_each);
   CPPUNIT_TEST(flush_waits_for_what_is_given_back);
+  CPPUNIT_TEST(flush_waits_for_another_flush);
+  CPPUNIT_TEST(flush_does_not_wait_for_marks);
   CPPUNIT_TEST(reservations_of_several_runs);
   CPPUNIT_TEST(what_is_not_reserved);
   CPPUNIT_TEST(removal_around_reserved);
@@ -976,6 +979,46 @@ class ObjectMapTest : public CppUnit::TestFixture {
     pool.join();
     CPPUNIT_ASSERT_EQUAL(std::string("EEEEE0EE00"),
                          both(pool, *map).substr(0, 10));
+  }
+
+  void flush_waits_for_another_flush() {
+    Pool pool(16);
+    const auto map = pool.open();
+    fill(*map, 0, 5);
+    pool.hold_writes();
+    pool.start([&] { map->give_back(); });
+    CPPUNIT_ASSERT(pool.store.wait_until_held(1));
+    std::atomic<bool> flushed = false;
+    pool.start([&] {
+      map->give_back();
+      flushed = true;
+    });
+    std::this_thread::sleep_for(20ms);
+    const bool early = flushed;
+    pool.release();
+    pool.join();
+    CPPUNIT_ASSERT(!early);
+    CPPUNIT_ASSERT_EQUAL(std::string("EEEEE00000000000"), both(pool, *map));
+  }
+
+  // Nothing is reserved, and what is under way reserves nothing.
+  void flush_does_not_wait_for_marks() {
+    Pool pool(16);
+    const auto map = pool.open();
+    map->mark_written(3);
+    pool.hold_writes();
+    pool.start([&] { map->mark_written(9); });
+    CPPUNIT_ASSERT(pool.store.wait_until_held(1));
+    std::promise<void> flushed;
+    pool.start([&] {
+      map->give_back();
+      flushed.set_value();
+    });
+    const auto in_time = flushed.get_future().wait_for(10s);
+    pool.release();
+    pool.join();
+    CPPUNIT_ASSERT(in_time == std::future_status::ready);
+    CPPUNIT_ASSERT_EQUAL(std::string("000E00000E000000"), both(pool, *map));
   }
 
   // What is left over does not become more and more.

@@ -94,6 +94,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data,
   require(decode_lock_info(encode_lock_info(info)) == info,
           "decode(encode(x)) == x");
   for (const LockHolder& holder : info.holders) {
+    if (const auto handle = parse_rbd_lock_cookie(holder.cookie))
+      require(parse_rbd_lock_cookie(rbd_lock_cookie(*handle)) == handle,
+              "parse(cookie(x)) == x");
     const std::string input = encode_break_lock(info.tag, holder);
     Decoder outer(input, "input");
     Decoder in = outer.frame(1, "frame");

@@ -130,6 +130,8 @@ cleanup() {
   set +e
   local command pid dir log
   for command in "${cleanup_commands[@]}"; do eval "$command"; done
+  # Children that run have not been waited for: nobody else has their ids.
+  for pid in $(jobs -rp); do own "$pid"; done
   for pid in "${!owned[@]}"; do stop_pid "$pid"; done
   for dir in "${ceph_dirs[@]}"; do
     "$mini_ceph" stop "$dir" >/dev/null 2>&1
@@ -370,41 +372,76 @@ rbd_export() {
 # A snapshot of an image, as another client takes it: rbd_snap IMAGE@SNAP
 rbd_snap() { rbd snap create --no-progress "$1"; }
 
-# check_object_map IMAGE[@SNAP] [FAULTS]: rbd finds no fault in an object map
-# but those that the regex (basic) matches.  By default, one thing is no fault:
-# an object counts as changed since the last snapshot, and is not, because what
-# was zeroed lies behind its end.  (librbd's discard does the same, and rbd then
-# calls the map invalid.)
-check_object_map() {
+# same_export IMAGE[@SNAP] FILE [WHEN]: as librbd reads it, it is the file.
+same_export() {
+  rbd_export "$1" "$tmp/exported"
+  assert_same_bytes "$2" "$tmp/exported" "rbd export of $1${3:+ ($3)}"
+}
+
+# is_locked IMAGE, not_locked IMAGE: whether somebody has its exclusive lock.
+is_locked() { rbd lock ls --format json "$1" | jq -e 'length == 1' >/dev/null; }
+not_locked() { rbd lock ls --format json "$1" | jq -e 'length == 0' >/dev/null; }
+
+# forget_dead_clients SECONDS: how long a dead client counts as alive; 30 by
+# default.
+forget_dead_clients() {
+  local osd
+  for osd in $(ceph osd ls); do
+    ceph tell "osd.$osd" config set osd_client_watch_timeout "$1" >/dev/null
+  done
+}
+
+# judge_object_map IMAGE[@SNAP] HARMLESS: rbd finds no fault in an object map but
+# those that the regex (basic) matches.  For any fault it sets the flag "invalid".
+judge_object_map() {
   rbd object-map check --no-progress --log-to-stderr=true \
     --err-to-stderr=true "$1" >"$tmp/object-map-check" 2>&1 ||
     die "rbd object-map check $1: $(cat "$tmp/object-map-check")"
-  ! grep "object map error" "$tmp/object-map-check" |
-    grep -v "${2-marked as 1, but should be 3}" >&2 ||
+  ! grep "object map error" "$tmp/object-map-check" | grep -v "$2" >&2 ||
     die "the object map of $1"
 }
 
-# check_valid_maps IMAGE[@SNAP]...: as check_object_map, and no flag says that
-# a map is invalid.
-check_valid_maps() {
+# check_object_map IMAGE[@SNAP]...: the maps are valid, and rbd finds no fault in
+# them.  One thing is no fault: an object counts as changed since the last
+# snapshot, and is not, because what was zeroed lies behind its end.  (librbd's
+# discard does the same.)
+check_object_map() {
   local what
   for what; do
-    # First, because the check sets them for what is harmless.
-    assert_eq "[]" "$(rbd info --format json "$what" | jq -c .flags)" \
+    assert_eq "" "$(rbd info "$what" | sed -n 's/^\tflags: *//p')" \
       "flags of $what"
-    check_object_map "$what"
+    judge_object_map "$what" "marked as 1, but should be 3"
   done
 }
 
 # check_killed_maps IMAGE[@SNAP]...: of images whose server was killed.  A
 # removal or a copy-up that was interrupted leaves its object "pending" (2): one
-# that may exist.  rbd then calls the map invalid, which costs time.  What exists
-# and is "nonexistent" costs data.
+# that may exist, which costs time.  What exists and is "nonexistent" costs data.
 check_killed_maps() {
   local what
   for what; do
-    check_object_map "$what" "marked as 2, but\|marked as 1, but should be 3"
+    judge_object_map "$what" "marked as 2, but\|marked as 1, but should be 3"
   done
+}
+
+# check_none_missing POOL/IMAGE: the map of the head, as it is in the pool, calls
+# no object nonexistent that exists.  (rbd object-map check would set flags.)  For
+# images without namespace and data pool.
+check_none_missing() {
+  local pool=${1%%/*} id prefix number object missing=()
+  id=$(rbd info --format json "$1" | jq -r .id)
+  prefix=$(rbd info --format json "$1" | jq -r .block_name_prefix)
+  rados -p "$pool" get "rbd_object_map.$id" "$tmp/raw-map"
+  for object in $(rados -p "$pool" ls | grep "^$prefix\." || :); do
+    # Of one that only snapshots have, the name is listed.
+    rados -p "$pool" stat "$object" >/dev/null 2>&1 || continue
+    number=$((16#${object##*.}))
+    # Four objects in a byte, the first in the highest bits, behind 18 bytes
+    # (ceph: src/common/bit_vector.hpp).
+    [ $(($(od -An -tu1 -j $((18 + number / 4)) -N 1 "$tmp/raw-map") >>
+      (6 - number % 4 * 2) & 3)) -ne 0 ] || missing+=("$number")
+  done
+  [ "${#missing[@]}" -eq 0 ] || die "the object map of $1 lacks ${missing[*]}"
 }
 
 # ------------------------------------------------------------------ nbdkit

@@ -37,10 +37,12 @@ FENCE
   "$nbd_expect" "$(uri)" within 60 , write 0 1M 1 ok , read-is 0 1M 1 , \
     run "bash '$tmp/fence'" , until 60 write 0 4096 2 ESHUTDOWN , \
     write 1M 1M 2 ESHUTDOWN , zero 0 64K ESHUTDOWN , trim 0 64K ESHUTDOWN , \
-    read 0 4096 ESHUTDOWN
+    read 0 4096 ESHUTDOWN , \
+    run "wc -l <'$nbdkit_log' >'$tmp/lines'; sleep 3" , \
+    run "wc -l <'$nbdkit_log' | cmp - '$tmp/lines'"
   grep -Eiq "blocklist" "$nbdkit_log" ||
     die "the log does not say that it is blocklisted"
-  # With a line or two for each request, and not without end.
+  # With a line or two for each request, and not again and again.
   [ "$(wc -l <"$nbdkit_log")" -lt 200 ] ||
     die "the log has $(wc -l <"$nbdkit_log") lines"
   stop_nbdkit

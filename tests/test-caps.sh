@@ -9,8 +9,7 @@ requires_program nbdcopy nbdinfo jq
 requires_built "$nbd_expect"
 requires_plugin
 start_ceph --cephx
-# How long a dead client counts as alive; 30 s by default.
-ceph tell osd.0 config set osd_client_watch_timeout 10 >/dev/null
+forget_dead_clients 10
 make_pool parents
 
 # key NAME MON OSD: makes client.NAME.
@@ -40,7 +39,6 @@ serve() {
 said() {
   grep -q -- "$1" "$nbdkit_log" || die "not said: $1; but: $(cat "$nbdkit_log")"
 }
-no_lock() { [ "$(rbd lock ls --format json "$1" | jq length)" -eq 0 ]; }
 
 size=8000000
 random_file "$tmp/data" $size 3
@@ -59,7 +57,7 @@ for image in plain clone; do
   "$nbd_expect" "$(uri $image)" flag read-only no , write 1000000 4096 7 ok , \
     trim 4M 1M ok , read-is 4M 1M 0 , \
     run "rbd lock ls rbd/$image | grep -q exclusive"
-  wait_until 20 no_lock rbd/$image
+  wait_until 20 not_locked rbd/$image
   dd if=/dev/zero bs=4096 count=1 status=none | tr '\0' '\007' |
     dd of="$tmp/model" bs=1 seek=1000000 conv=notrunc status=none
   rbd_export rbd/$image "$tmp/exported"
@@ -74,14 +72,14 @@ serve writer pool=rbd image=plain
 dead=$nbdkit_pid
 "$nbd_expect" "$(uri)" write 0 4096 8 ok , run "kill -KILL $dead" ||
   : "the connection ends"
-no_lock rbd/plain && die "the lock went with its owner"
+is_locked rbd/plain || die "the lock went with its owner"
 # Its right to break locks is that to blocklist the owner.
 say "... and without the right to blocklist it is not"
 serve harmless pool=rbd image=plain break-lock=true
 "$nbd_expect" "$(uri)" within 120 , flag read-only yes , write 0 512 1 EPERM
 said 'served read-only: .*cannot blocklist .*: Permission denied'
 stop_nbdkit
-no_lock rbd/plain && die "the lock is broken without a blocklist entry"
+is_locked rbd/plain || die "the lock is broken without a blocklist entry"
 serve writer pool=rbd image=plain break-lock=true
 "$nbd_expect" "$(uri)" within 120 , read-is 0 4096 8 , write 0 4096 9 ok
 stop_nbdkit
@@ -123,7 +121,7 @@ serve reader pool=rbd image=plain
   write 0 512 1 EPERM
 said 'served read-only: .*[Oo]peration not permitted'
 stop_nbdkit
-no_lock rbd/plain || die "a reader has a lock"
+not_locked rbd/plain || die "a reader has a lock"
 
 say "no right to the parent's pool: an error that names it, and no zeros"
 for name in stranger least; do

@@ -41,10 +41,6 @@ hammer() {
     die "random operations on $1: $2"
   }
 }
-same() {
-  rbd_export "rbd/$1" "$tmp/exported"
-  assert_same_bytes "$2" "$tmp/exported" "rbd export of $1"
-}
 
 start_rados pool=rbd lock=auto
 for image in plain clone snaps; do
@@ -59,12 +55,12 @@ for image in plain clone snaps; do
   rbd_snap rbd/$image@two
   cp "$tmp/model" "$tmp/two"
   hammer $image 200
-  same $image "$tmp/model"
-  same $image@two "$tmp/two"
+  same_export rbd/$image "$tmp/model"
+  same_export rbd/$image@two "$tmp/two"
   check_object_map rbd/$image
   check_object_map rbd/$image@two
 done
-same snaps@one "$tmp/parent"
+same_export rbd/snaps@one "$tmp/parent"
 
 say "an object that is shorter than what is read of it"
 rbd create --size 1M --object-size 256K --data-pool ec rbd/short

@@ -25,12 +25,6 @@ hammer() {
   }
 }
 
-# same IMAGE[@SNAP] FILE: as librbd reads it, it is the file.
-same() {
-  rbd_export "$1" "$tmp/exported"
-  assert_same_bytes "$2" "$tmp/exported" "rbd export of $1 ($features)"
-}
-
 has() { [[ ,$features, == *,$1,* ]]; }
 
 # make_image COMMAND...: with $features, and $layout.
@@ -44,7 +38,7 @@ make_image() {
 }
 
 # check_maps IMAGE[@SNAP]...
-check_maps() { if has object-map; then check_valid_maps "$@"; fi; }
+check_maps() { if has object-map; then check_object_map "$@"; fi; }
 
 start_rados pool=rbd lock=auto
 layouts=("64K 64K 1" "256K 16K 3" "1M 1M 1" "16K 4K 5" "4M 64K 2")
@@ -78,9 +72,9 @@ for chain in "" exclusive-lock exclusive-lock,object-map \
     wait "$io" || die "random operations while rbd works on the image"
     truncate -s $grown "$model"
     "$nbd_expect" "$(uri $image)" size $grown
-    same rbd/$image "$model"
-    same rbd/$image@none "$tmp/none"
-    same rbd/$image@one "$tmp/one"
+    same_export rbd/$image "$model" "$features"
+    same_export rbd/$image@none "$tmp/none" "$features"
+    same_export rbd/$image@one "$tmp/one" "$features"
     rbd_export rbd/$image@two "$tmp/two"
     # From one snapshot to the next, object by object.
     rbd import --no-progress "$tmp/none" rbd/$copy
@@ -88,7 +82,7 @@ for chain in "" exclusive-lock exclusive-lock,object-map \
     rbd export-diff --no-progress --whole-object --from-snap none \
       rbd/$image@two "$tmp/diff"
     rbd import-diff --no-progress "$tmp/diff" rbd/$copy
-    same rbd/$copy "$tmp/two"
+    same_export rbd/$copy "$tmp/two" "$features"
     check_maps rbd/$image rbd/$image@none rbd/$image@one rbd/$image@two
 
     if has layering; then
@@ -99,8 +93,8 @@ for chain in "" exclusive-lock exclusive-lock,object-map \
         rbd flatten --no-progress rbd/$clone
       fi
       hammer $clone "$tmp/clone" --ops 40
-      same rbd/$clone "$tmp/clone"
-      same rbd/$clone@none "$tmp/two"
+      same_export rbd/$clone "$tmp/clone" "$features"
+      same_export rbd/$clone@none "$tmp/two" "$features"
       check_maps rbd/$clone rbd/$clone@none
     fi
     rm -f "$model" "$tmp/diff" "$tmp/clone"

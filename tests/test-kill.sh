@@ -12,10 +12,7 @@ requires_built "$random_ops" "$nbd_expect"
 requires_plugin
 note=$tests_srcdir/write-and-note.py
 start_ceph --osds 2
-# How long a dead client counts as alive; 30 s by default.
-for osd in 0 1; do
-  ceph tell osd.$osd config set osd_client_watch_timeout 10 >/dev/null
-done
+forget_dead_clients 10
 
 size=12000000
 random_file "$tmp/parent" $size 3
@@ -43,10 +40,9 @@ for image in plain clone snaps; do
     >"$tmp/$image.out" 2>&1 &
   writers+=($!)
 done
-locked() { [ "$(rbd lock ls --format json "rbd/$1" | jq length)" = 1 ]; }
 objects() { rados -p rbd ls | grep -c "^$1\." || :; }
 for image in plain clone snaps; do
-  wait_until 30 locked $image
+  wait_until 30 is_locked rbd/$image
   prefix=$(rbd info --format json rbd/$image | jq -r .block_name_prefix)
   some_objects() { [ "$(objects "$prefix")" -ge 20 ]; }
   wait_until 60 some_objects
@@ -66,7 +62,7 @@ for snap in one two; do
   assert_same_bytes "$tmp/parent" "$tmp/exported" "snaps@$snap"
 done
 # By us, who take the dead one's lock, and go on.
-for image in plain snaps; do
+for image in plain clone snaps; do
   start_rados pool=rbd image=$image break-lock=true
   "$nbd_expect" "$(uri)" within 60 , read 0 4096 ok
   nbd_get "" "$tmp/got"

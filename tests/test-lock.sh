@@ -9,21 +9,14 @@ requires_program jq qemu-io
 requires_built "$random_ops" "$nbd_expect"
 requires_plugin
 start_ceph
-# How long a dead client counts as alive; 30 s by default.
-ceph tell osd.0 config set osd_client_watch_timeout 15 >/dev/null
+forget_dead_clients 15
 size=16000000
 
-same() {
-  rbd_export "$1" "$tmp/exported"
-  assert_same_bytes "$2" "$tmp/exported" "rbd export of $1"
-}
 # locker IMAGE: who has the lock, as "client.N address", or nothing.
 locker() {
   rbd lock ls --format json "$1" |
     jq -r '.[] | .locker + " " + .address' | head -n 1
 }
-is_locked() { [ -n "$(locker "$1")" ]; }
-not_locked() { [ -z "$(locker "$1")" ]; }
 # librbd IMAGE COMMAND...: qemu-io commands through librbd.
 librbd() {
   local image=$1 arguments=() c
@@ -102,6 +95,7 @@ io=$!
 for n in 1 2 3 4; do
   librbd rbd/both "write -P $((n + 10)) $((8 + n))M 300k" >/dev/null
   rbd_snap rbd/both@during$n
+  rbd_export rbd/both@during$n "$tmp/during$n"
 done
 : >"$tmp/stop"
 wait "$io" || {
@@ -115,7 +109,10 @@ done
 stop_nbdkit
 not_locked rbd/both || die "still locked"
 check_object_map rbd/both
-for n in 1 2 3 4; do check_object_map rbd/both@during$n; done
+for n in 1 2 3 4; do
+  same_export rbd/both@during$n "$tmp/during$n"
+  check_object_map rbd/both@during$n
+done
 
 say "lock=auto: rbd bench takes it, and we take it back"
 start_rados pool=rbd image=kept lock=auto
@@ -129,8 +126,11 @@ start_rados pool=rbd image=kept lock=auto
 rbd bench --io-type write --io-size 4K --io-total 40M --io-threads 2 \
   --io-pattern rand rbd/kept >"$tmp/bench" 2>&1 &
 bench=$!
+own "$bench"
 for n in 1 2 3 4 5 6; do
   "$nbd_expect" "$(uri)" write 19M 4096 $n ok , zero 18M 1M ok
+  [ $n -ne 2 ] || is_running "$bench" ||
+    die "the bench ended too early: $(cat "$tmp/bench")"
 done
 wait "$bench" || die "rbd bench: $(cat "$tmp/bench")"
 stop_nbdkit
@@ -157,23 +157,40 @@ check_object_map rbd/damaged
 start_rados pool=rbd image=damaged
 "$nbd_expect" "$(uri)" write 4M 4096 5 ok , read-is 3M 4096 4
 stop_nbdkit
-check_valid_maps rbd/damaged
+check_object_map rbd/damaged
 
 say "lock=auto: two of our servers on one image"
 rbd create --size "${size}B" --object-size 256K rbd/two
-start_rados pool=rbd image=two lock=auto
-one=$(uri)
-start_rados pool=rbd image=two lock=auto
-rm -f "$tmp/model"
-truncate -s $size "$tmp/model"
-timeout 120 "$random_ops" --ops 400 --threads 2 --connections 2 --batch 4 \
-  --max-length 128K --boundaries 4096,256K --model "$tmp/model" \
-  "$one" "$(uri)" >"$tmp/io.out" 2>&1 || {
-  cat "$tmp/io.out" >&2
-  die "two servers on one image"
-}
+random_file "$tmp/parent" $size 4
+rbd import --no-progress --object-size 1M "$tmp/parent" rbd/parent
+rbd_snap rbd/parent@s
+rbd clone --rbd-default-clone-format 2 --object-size 256K --stripe-unit 256K \
+  --stripe-count 1 rbd/parent@s rbd/clone
+rbd_snap rbd/clone@before
+start_rados pool=rbd lock=auto
+one=$socket
+one_pid=$nbdkit_pid
+start_rados pool=rbd lock=auto
+for image in two clone; do
+  rm -f "$tmp/model"
+  if [ $image = two ]; then
+    truncate -s $size "$tmp/model"
+  else
+    cp "$tmp/parent" "$tmp/model"
+  fi
+  timeout 120 "$random_ops" --ops 400 --threads 2 --connections 2 --batch 4 \
+    --max-length 128K --boundaries 4096,256K --model "$tmp/model" \
+    "$(socket=$one uri $image)" "$(uri $image)" >"$tmp/io.out" 2>&1 || {
+    cat "$tmp/io.out" >&2
+    die "two servers on one image"
+  }
+  same_export rbd/$image "$tmp/model"
+done
 stop_nbdkit
-same rbd/two "$tmp/model"
+nbdkit_pid=$one_pid
+stop_nbdkit
+same_export rbd/clone@before "$tmp/parent"
+check_object_map rbd/two rbd/clone rbd/clone@before
 
 say "lock=auto: an owner that refuses"
 rbd create --size 4M rbd/refused
@@ -202,11 +219,14 @@ start_rados pool=rbd image=dead
 dead=$(uri)
 dead_pid=$nbdkit_pid
 mkfifo "$tmp/go"
-"$nbd_expect" "$dead" write 0 4096 1 ok , run "cat '$tmp/go' >/dev/null" , \
+# Open for both, so that nobody waits for the other end.
+exec {go}<>"$tmp/go"
+"$nbd_expect" "$dead" write 0 4096 1 ok , run "read -r _ <'$tmp/go'" , \
   until 60 write 0 4096 2 ESHUTDOWN , write 1M 4096 2 ESHUTDOWN \
   >"$tmp/dead.out" 2>&1 &
 client=$!
 wait_until 20 is_locked rbd/dead
+owner=$(locker rbd/dead)
 kill -STOP "$dead_pid"
 start_rados pool=rbd image=dead break-lock=true
 # At first it counts as alive.
@@ -220,5 +240,6 @@ nbdkit_pid=${nbdkit_pids[${#nbdkit_pids[@]} - 2]}
   run "while kill -0 $client 2>/dev/null; do sleep 0.1; done" , \
   read-is 0 4096 7 , read-is 1M 4096 0
 wait "$client" || die "the old owner: $(cat "$tmp/dead.out")"
-prints . ceph osd blocklist ls || die "the dead owner was not blocklisted"
+prints "^${owner#* } " ceph osd blocklist ls ||
+  die "the dead owner was not blocklisted"
 check_object_map rbd/dead

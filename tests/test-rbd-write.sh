@@ -33,12 +33,6 @@ has_map() {
     >/dev/null
 }
 
-# same IMAGE[@SNAP] FILE: as librbd reads it, it is the file.
-same() {
-  rbd_export "$1" "$tmp/exported"
-  assert_same_bytes "$2" "$tmp/exported" "rbd export of $1"
-}
-
 # differ_by DIFF OLD NEW: with what `rbd diff --format json` says has changed, the
 # old file becomes the new one.
 differ_by() {
@@ -104,8 +98,8 @@ story() {
   assert_no_match "error:" "$(grep -v 'watch on the header' "$nbdkit_log" ||
     :)" "the log"
   assert_eq "[]" "$(rbd info --format json "$image" | jq -c .flags)" "flags"
-  same "$image" "$model"
-  for n in s1 s2 s3 busy1 busy3; do same "$image@$n" "$tmp/$n"; done
+  same_export "$image" "$model"
+  for n in s1 s2 s3 busy1 busy3; do same_export "$image@$n" "$tmp/$n"; done
   # What changed since the first snapshot, as rbd finds it.  Whole objects it
   # finds by the object maps (before the checks below make them invalid), but
   # not, with Ceph 16, those that a shrink has removed.
@@ -113,12 +107,12 @@ story() {
   rbd_snap rbd/copy@s1
   rbd export-diff --no-progress --from-snap s1 "$image@s2" "$tmp/diff"
   rbd import-diff --no-progress "$tmp/diff" rbd/copy
-  same rbd/copy@s2 "$tmp/s2"
+  same_export rbd/copy@s2 "$tmp/s2"
   rm "$tmp/diff"
   rbd export-diff --no-progress --whole-object --from-snap s2 "$image@s3" \
     "$tmp/diff"
   rbd import-diff --no-progress "$tmp/diff" rbd/copy
-  same rbd/copy "$tmp/s3"
+  same_export rbd/copy "$tmp/s3"
   if has_map "$image"; then
     for n in "" @s1 @s2 @s3 @busy1 @busy3; do check_object_map "$image$n"; done
   fi
@@ -195,8 +189,8 @@ rbd/parent@s parent 2 256K no deep-flatten
 data/middle@s middle 2 1M yes
 data/middle@s middle 2 4M no fast-diff,object-map
 LIST
-same rbd/parent@s "$tmp/parent"
-same data/middle@s "$tmp/middle"
+same_export rbd/parent@s "$tmp/parent"
+same_export data/middle@s "$tmp/middle"
 check_object_map data/middle@s
 
 say "zero and trim hide the parent"
@@ -215,14 +209,14 @@ for snapshots in no yes; do
   dd if="$tmp/sevens" of="$model" bs=1M seek=4 conv=notrunc status=none
   dd if=/dev/zero of="$model" bs=100 count=1 seek=$((5 << 20)) \
     oflag=seek_bytes conv=notrunc status=none
-  same rbd/hide "$model"
+  same_export rbd/hide "$model"
   check_object_map rbd/hide
   if [ $snapshots = yes ]; then
-    same rbd/hide@before "$tmp/parent"
+    same_export rbd/hide@before "$tmp/parent"
     # The snapshot has its own data now, whatever happens to the parent.
     rbd flatten --no-progress rbd/hide
-    same rbd/hide@before "$tmp/parent"
-    same rbd/hide "$model"
+    same_export rbd/hide@before "$tmp/parent"
+    same_export rbd/hide "$model"
     check_object_map rbd/hide@before
   fi
   rbd snap purge --no-progress rbd/hide
@@ -264,7 +258,7 @@ cp "$tmp/parent" "$model"
   die "the clone is not as it should be"
 }
 stop_nbdkit
-same rbd/crowd "$model"
-same rbd/crowd@before "$tmp/parent"
+same_export rbd/crowd "$model"
+same_export rbd/crowd@before "$tmp/parent"
 check_object_map rbd/crowd
 check_object_map rbd/crowd@before

@@ -10,8 +10,7 @@ requires_program jq
 requires_built "$nbd_expect"
 requires_plugin
 start_ceph
-# How long a dead client counts as alive; 30 s by default.
-ceph tell osd.0 config set osd_client_watch_timeout 10 >/dev/null
+forget_dead_clients 10
 
 rbd create --size 8M --object-size 1M rbd/slept
 watched() { rbd status --format json rbd/slept | jq -e '.watchers != []'; }
@@ -25,9 +24,11 @@ named() {
 
 start_rados pool=rbd image=slept
 mkfifo "$tmp/go"
+# Open for both, so that nobody waits for the other end.
+exec {go}<>"$tmp/go"
 "$nbd_expect" "$(uri)" within 100 , write 0 4096 1 ok , \
-  run "cat '$tmp/go' >/dev/null" , write 0 4096 2 ok , write 1M 4096 3 ok , \
-  read-is 0 4096 2 , run "cat '$tmp/go' >/dev/null" , write 0 4096 4 ok \
+  run "read -r _ <'$tmp/go'" , write 0 4096 2 ok , write 1M 4096 3 ok , \
+  read-is 0 4096 2 , run "read -r _ <'$tmp/go'" , write 0 4096 4 ok \
   >"$tmp/client.out" 2>&1 &
 client=$!
 wait_until 20 named
@@ -37,12 +38,12 @@ wait_until 60 unwatched >/dev/null
 kill -CONT "$nbdkit_pid"
 wait_until 60 named
 [ "$before" != "$(cookie)" ] || die "the lock has the old name: $before"
-echo go >"$tmp/go"
+echo go >&"$go"
 # It is alive: nobody can take its lock.
 ! rbd snap create --no-progress rbd/slept@no 2>"$tmp/snap" ||
   die "another client took the lock"
 assert_match 'read-only file system' "$(cat "$tmp/snap")" "rbd snap create"
-echo go >"$tmp/go"
+echo go >&"$go"
 wait "$client" || die "the client: $(cat "$tmp/client.out")"
 stop_nbdkit
 assert_eq "[]" "$(rbd lock ls --format json rbd/slept | jq -c .)" "locks"

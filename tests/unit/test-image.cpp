@@ -885,8 +885,9 @@ class TestMetadata : public CppUnit::TestFixture {
     CPPUNIT_ASSERT(
         message_of([&] { (void)b.read(1, 0); }).find("blocklist") !=
         std::string::npos);
-    // It stays at that: it is not tried, and not said, again and again.
-    std::this_thread::sleep_for(100ms);
+    // It stays at that: it is not tried, and not said, again and again (each
+    // second).
+    std::this_thread::sleep_for(1200ms);
     CPPUNIT_ASSERT_EQUAL(std::size_t{1}, b.store.count(Kind::watch));
     const std::scoped_lock lock(b.log_mutex);
     CPPUNIT_ASSERT_EQUAL(std::size_t{2}, b.log.size());

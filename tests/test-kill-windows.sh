@@ -19,7 +19,7 @@ g++ -std=c++20 -O1 -Wall -Wextra -Werror -fPIC -shared \
 start_ceph
 forget_dead_clients 10
 
-# Eight objects are the parent's, two are behind the overlap; of these, one
+# Eight objects are the parent's, six are behind the overlap; of these, one
 # exists.
 object=65536
 random_file "$tmp/parent" $((8 * object)) 3
@@ -29,20 +29,24 @@ rbd_snap rbd/parent@s
 make_image() {
   rbd clone --rbd-default-clone-format 2 --object-size $object \
     --stripe-unit $object --stripe-count 1 rbd/parent@s "rbd/$1"
-  rbd resize --no-progress --size $((10 * object))B "rbd/$1"
+  rbd resize --no-progress --size $((14 * object))B "rbd/$1"
   "$nbd_expect" "$(uri "$1")" write $((9 * object)) $object 9 ok
   rbd_snap "rbd/$1@one"
   rbd_snap "rbd/$1@two"
 }
 # One for each: a copy-up with a write, a first write, a removal, an object of
-# the parent's that is hidden.  requests NAME: done$n exists when n of them
-# are acknowledged.
+# the parent's that is hidden, two first writes that follow each other, of which
+# the second reserves objects, and a flush, which gives them back.
+# requests NAME: NAME.$n exists when n of them are acknowledged.
 requests() {
   "$nbd_expect" "$(uri "$1")" \
     write $((object + 1000)) 5000 1 ok , run "touch '$tmp/$1.1'" , \
     write $((8 * object + 7)) 100 2 ok , run "touch '$tmp/$1.2'" , \
     trim $((9 * object)) $object ok , run "touch '$tmp/$1.3'" , \
-    trim $((2 * object)) $object ok , run "touch '$tmp/$1.4'"
+    trim $((2 * object)) $object ok , run "touch '$tmp/$1.4'" , \
+    write $((10 * object)) 100 2 ok , run "touch '$tmp/$1.5'" , \
+    write $((11 * object)) 100 2 ok , run "touch '$tmp/$1.6'" , \
+    flush ok , run "touch '$tmp/$1.7'"
 }
 
 say "the server without a fault"
@@ -65,8 +69,13 @@ dd if=/dev/zero of="$tmp/state3" bs=$object seek=9 count=1 conv=notrunc \
 cp "$tmp/state3" "$tmp/state4"
 dd if=/dev/zero of="$tmp/state4" bs=$object seek=2 count=1 conv=notrunc \
   status=none
+cp "$tmp/state4" "$tmp/state5"
+put state5 $((10 * object)) <"$tmp/twos"
+cp "$tmp/state5" "$tmp/state6"
+put state6 $((11 * object)) <"$tmp/twos"
+cp "$tmp/state6" "$tmp/state7"
 requests whole
-same_export rbd/whole "$tmp/state4" "all requests"
+same_export rbd/whole "$tmp/state7" "all requests"
 socket_of_all=$socket
 
 say "killed after each change"
@@ -89,9 +98,9 @@ for ((n = 1; n <= 60; n++)); do
   windows=$n
 done
 say "$windows windows"
-# The lock and that of the map, 8 for the copy-up, 2 for the first write, 3 for
-# the removal, 8 for the object that is hidden.
-[ "$windows" -eq 23 ] || die "there are $windows windows"
+# The lock and that of the map, 8 for the copy-up, 2 for each first write, 3 for
+# the removal, 8 for the object that is hidden, 1 for the flush.
+[ "$windows" -eq 28 ] || die "there are $windows windows"
 
 say "... as librbd finds it, and we"
 unwatched() {
@@ -116,7 +125,7 @@ for ((n = 1; n <= windows; n++)); do
     same_export "rbd/w$n@$snap" "$tmp/before" "$n changes, flattened"
   done
   requests "w$n"
-  same_export "rbd/w$n" "$tmp/state4" "$n changes, and again"
+  same_export "rbd/w$n" "$tmp/state7" "$n changes, and again"
   check_killed_maps "rbd/w$n" "rbd/w$n@one" "rbd/w$n@two"
 done
 nbdkit_pid=$server

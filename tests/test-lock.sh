@@ -159,6 +159,37 @@ start_rados pool=rbd image=damaged
 stop_nbdkit
 check_object_map rbd/damaged
 
+say "... and so is that of a snapshot, or of a parent"
+rbd create --size 4M --object-size 64K rbd/base
+start_rados pool=rbd
+"$nbd_expect" "$(uri base)" write 0 512K 1 ok
+rbd_snap rbd/base@s
+rbd clone --rbd-default-clone-format 2 --object-size 64K rbd/base@s rbd/above
+rbd_snap rbd/above@s
+"$nbd_expect" "$(uri above)" write 0 4096 2 ok
+check_object_map rbd/above rbd/above@s rbd/base@s
+snapshot_map() {
+  local id snap
+  id=$(rbd info --format json "$1" | jq -r .id)
+  snap=$(rbd snap ls --format json "$1" | jq -r '.[0].id')
+  printf 'rbd_object_map.%s.%016x' "$id" "$snap"
+}
+rados -p rbd put "$(snapshot_map rbd/above)" /etc/passwd
+"$nbd_expect" "$(uri above)" write 64K 4096 3 ok , read-is 64K 4096 3 , \
+  read-is 0 4096 2 , read-is 69632 4096 1
+prints "object map invalid" rbd info rbd/above@s || die "it is not invalid"
+check_object_map rbd/above
+"$nbd_expect" "$(uri above@s)" read-is 0 512K 1 , \
+  extents 0 4M 524288:data,3670016:hole
+rados -p rbd put "$(snapshot_map rbd/base)" /etc/passwd
+stop_nbdkit
+start_rados pool=rbd
+"$nbd_expect" "$(uri above)" read-is 128K 384K 1 , read-is 512K 512K 0 , \
+  write 128K 4096 4 ok , read-is 132K 4096 1
+"$nbd_expect" "$(uri above@s)" read-is 0 512K 1 , read-is 512K 512K 0
+"$nbd_expect" "$(uri base@s)" read-is 0 512K 1 , read-is 512K 512K 0
+stop_nbdkit
+
 say "lock=auto: two of our servers on one image"
 rbd create --size "${size}B" --object-size 256K rbd/two
 random_file "$tmp/parent" $size 4

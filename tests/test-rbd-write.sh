@@ -162,36 +162,48 @@ hammer 512K,1M 60
 stop_nbdkit
 cp "$model" "$tmp/middle"
 rbd_snap data/middle@s
+# And a third generation, in a namespace, with stripes that cross its parent's.
+rbd clone --rbd-default-clone-format 2 --object-size 256K --stripe-unit 16K \
+  --stripe-count 5 data/middle@s rbd/ns/lower
+start_rados rbd/ns/lower
+hammer 16K,256K 60
+stop_nbdkit
+cp "$model" "$tmp/lower"
+rbd_snap rbd/ns/lower@s
 
-# PARENT CONTENT CLONE-FORMAT OBJECT-SIZE FLATTEN FEATURES-TO-DISABLE
-while read -r parent content format object flatten disable; do
-  say "a clone of $parent, objects of $object, without ${disable:-nothing}"
+# PARENT CONTENT CLONE-FORMAT OBJECT-SIZE STRIPE-UNIT STRIPE-COUNT FLATTEN
+# FEATURES-TO-DISABLE
+while read -r parent content format object unit count flatten disable; do
+  say "a clone of $parent, objects of $object, $count stripes of $unit," \
+    "without ${disable:-nothing}"
   # Only clones of format 2 may be in another namespace.
   child=rbd/ns/child
   [ "$format" = 2 ] || child=data/child
   rbd clone --rbd-default-clone-format "$format" --object-size "$object" \
-    "$parent" $child
+    --stripe-unit "$unit" --stripe-count "$count" "$parent" $child
   # shellcheck disable=SC2086
   [ -z "$disable" ] || rbd feature disable $child ${disable//,/ }
   cp "$tmp/$content" "$model"
   start_rados $child lock=auto
   nbd_get "" "$tmp/got"
   assert_same_bytes "$model" "$tmp/got" "the clone"
-  story $child "$object,1M,4096" 11000003 "${flatten#no}"
+  story $child "$object,$unit,1M,4096" 11000003 "${flatten#no}"
   if [ "$flatten" = no ]; then
     prints parent rbd info $child || die "the clone lost its parent"
   fi
   rbd snap purge --no-progress $child
   rbd rm --no-progress $child
 done <<'LIST'
-rbd/parent@s parent 1 4M yes
-rbd/parent@s parent 2 256K no deep-flatten
-data/middle@s middle 2 1M yes
-data/middle@s middle 2 4M no fast-diff,object-map
+rbd/parent@s parent 1 4M 64K 3 yes
+rbd/parent@s parent 2 256K 256K 1 no deep-flatten
+data/middle@s middle 2 1M 64K 2 yes
+data/middle@s middle 2 4M 4M 1 no fast-diff,object-map
+rbd/ns/lower@s lower 2 512K 32K 4 no
 LIST
+same_export rbd/ns/lower@s "$tmp/lower"
 same_export rbd/parent@s "$tmp/parent"
 same_export data/middle@s "$tmp/middle"
-check_object_map data/middle@s
+check_object_map data/middle@s rbd/ns/lower@s
 
 say "zero and trim hide the parent"
 for snapshots in no yes; do

@@ -184,4 +184,13 @@ rbd mirror image demote rbd/mapped >"$tmp/out" 2>&1 ||
   write 0 512 1 EPERM
 grep -q 'read-only: .*non-primary' "$nbdkit_log" ||
   die "it is not said why: $(cat "$nbdkit_log")"
+# What a connected client writes, until then and from then on.
+rbd mirror image promote rbd/mapped >"$tmp/out" 2>&1 ||
+  die "rbd mirror image promote: $(cat "$tmp/out")"
+"$nbd_expect" "$(uri mapped)" flag read-only no , write 0 4096 11 ok , \
+  run "rbd mirror image demote rbd/mapped >'$tmp/out' 2>&1" , \
+  until 20 write 0 4096 12 EPERM , zero 0 4096 EPERM
+rbd_export rbd/mapped "$tmp/wanted"
+nbdcopy -- "$(uri mapped)" "$tmp/got"
+assert_same_bytes "$tmp/wanted" "$tmp/got" "the image, demoted"
 stop_nbdkit

@@ -260,6 +260,20 @@ make_pool() {
   wait_until 30 rados -p "$1" ls
 }
 
+# make_ec_pool NAME [OVERWRITES]: an erasure-coded pool of 2 + 1, which needs
+# three OSDs, for RBD's data.  OVERWRITES: true, or false, which RBD cannot use.
+make_ec_pool() {
+  ceph osd erasure-code-profile set ec21 k=2 m=1 crush-failure-domain=osd
+  ceph osd pool create "$1" 8 8 erasure ec21 >/dev/null 2>&1 &&
+    ceph osd pool application enable "$1" rbd >/dev/null 2>&1 ||
+    die "cannot make the pool $1"
+  if "${2-true}"; then
+    ceph osd pool set "$1" allow_ec_overwrites true >/dev/null 2>&1
+  fi
+  wait_until 60 rados -p "$1" put probe "$0"
+  rados -p "$1" rm probe
+}
+
 # pool_state POOL: names, times, sizes and contents of every object of a
 # pool, to show that nothing was written.  A watch changes the time of the
 # object, too: "sed 's/mtime [^,]*//'" drops the times.

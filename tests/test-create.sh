@@ -10,20 +10,11 @@ requires_program jq qemu-io
 requires /usr/bin/python3 -c 'import rados'
 requires_built "$nbd_expect"
 requires_plugin
-# An erasure-coded pool of 2 + 1 needs three OSDs.
 start_ceph --osds 3 --size 4G --cephx
 make_pool data
 make_pool other
-ceph osd erasure-code-profile set ec21 k=2 m=1 crush-failure-domain=osd
-for pool in ec ecno; do
-  ceph osd pool create $pool 8 8 erasure ec21 >/dev/null 2>&1
-  ceph osd pool application enable $pool rbd >/dev/null 2>&1
-done
-ceph osd pool set ec allow_ec_overwrites true >/dev/null 2>&1
-wait_until 60 rados -p ec put probe "$0"
-wait_until 60 rados -p ecno put probe "$0"
-rados -p ec rm probe
-rados -p ecno rm probe
+make_ec_pool ec
+make_ec_pool ecno false
 
 # objects POOL/[NAMESPACE/]IMAGE: the image's metadata objects with all that is
 # in them, and its entries in the directory.  In place of the id and the name

@@ -8,14 +8,8 @@ source "$(dirname "$0")/functions.sh"
 requires_program jq
 requires_built "$random_ops" "$nbd_expect"
 requires_plugin
-# A pool of 2 + 1 needs three OSDs.
 start_ceph --osds 3
-ceph osd erasure-code-profile set ec21 k=2 m=1 crush-failure-domain=osd
-ceph osd pool create ec 8 8 erasure ec21 >/dev/null 2>&1
-ceph osd pool application enable ec rbd >/dev/null 2>&1
-ceph osd pool set ec allow_ec_overwrites true >/dev/null 2>&1
-wait_until 60 rados -p ec put probe "$0"
-rados -p ec rm probe
+make_ec_pool ec
 
 size=6000001
 random_file "$tmp/parent" $size 3

@@ -14,6 +14,11 @@ start_ceph
 
 id_of() { rbd info --format json "$1" | sed 's/.*"id":"\([^"]*\)".*/\1/'; }
 
+# Bytes that the map says exist.
+used_size() {
+  rbd du --format json "$1" | sed 's/.*"used_size":\([0-9]*\).*/\1/'
+}
+
 # Says no word where the map is right.
 clean_map() {
   local said
@@ -39,24 +44,18 @@ for size in 160000 256; do
   clean_map "image$size"
   # Objects are what the pool has.
   want=$(rados -p rbd ls | grep -c "^rbd_data.$(id_of "image$size")\\.")
-  used=$(rbd du --format json "image$size" |
-    sed 's/.*"used_size":\([0-9]*\).*/\1/')
-  assert_eq $((want << 22)) "$used"
+  assert_eq $((want << 22)) "$(used_size "image$size")"
   # Our lock is gone: librbd's writer works, and finds its objects.
   rbd bench --io-type write --io-size 4K --io-total 40K "image$size" \
     >/dev/null
   clean_map "image$size"
 done
 
-# Objects that the map says exist.
-in_map() {
-  echo $(($(rbd du --format json "$1" |
-    sed 's/.*"used_size":\([0-9]*\).*/\1/') >> 16))
-}
-# Says that there are WANTED..MOST: mapped IMAGE WANTED [MOST]
+# Objects of 64 KiB that the map says exist are WANTED..MOST:
+# mapped IMAGE WANTED [MOST]
 mapped() {
   local n
-  n=$(in_map "$1")
+  n=$(($(used_size "$1") >> 16))
   [ "$n" -ge "$2" ] && [ "$n" -le "${3:-$2}" ] ||
     die "$1: $n objects in the map, and not $2 to ${3:-$2}"
 }
@@ -67,7 +66,6 @@ fill_steps() {
     steps+=(write $((n * 64))K 64K "$3" ok ,)
   done
 }
-
 
 forget_dead_clients 10
 rbd create --size 16M --object-size 64K filled

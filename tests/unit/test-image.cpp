@@ -29,21 +29,13 @@
 #include "rados/memory_store.hpp"
 #include "rbd/directory.hpp"
 #include "rbd/format1.hpp"
+#include "no-blocklister.hpp"
 
 namespace {
 
 using namespace nbdrados;
 using namespace std::chrono_literals;
 using Kind = FaultStore::Kind;
-
-class NoBlocklister final : public Blocklister {
- public:
-  std::uint64_t client_id() const override { return 4100; }
-  void blocklist(const std::string&, std::chrono::seconds) override {
-    CPPUNIT_FAIL("nobody is to be blocklisted");
-  }
-  void wait_for_latest_osdmap() override {}
-};
 
 /// A format whose metadata is what the test says.
 class TestFormat final : public ImageFormat {

@@ -38,6 +38,7 @@
 #include "rbd/cls_lock.hpp"
 #include "rbd/encoding.hpp"
 #include "rbd/format2.hpp"
+#include "object-map-methods.hpp"
 
 using namespace nbdrados;
 using namespace std::chrono_literals;
@@ -50,27 +51,6 @@ using State = ObjectState;
 const std::string id = "10ab";
 const std::string oid = "rbd_object_map.10ab";
 constexpr std::chrono::milliseconds limit = 10s;
-
-/// An update as it went to the object.
-struct Update {
-  std::uint64_t first = 0;
-  std::uint64_t end = 0;
-  State state = State::nonexistent;
-  std::optional<State> current;
-  bool operator==(const Update&) const = default;
-};
-
-Update decode_update(std::string_view input) {
-  Decoder in(input, "object_map_update");
-  Update update;
-  update.first = in.u64("first");
-  update.end = in.u64("end");
-  update.state = static_cast<State>(in.u8("state"));
-  if (in.u8("presence") != 0)
-    update.current = static_cast<State>(in.u8("current"));
-  in.expect_end();
-  return update;
-}
 
 /// MemoryStore that also looks at what is written to the map: each operation
 /// with updates begins with assert_locked, and no two of its updates touch
@@ -116,44 +96,21 @@ class MapStore : public MemoryStore {
       if (!object) return -ENOENT;
       return holder == self ? 0 : -EBUSY;
     });
-    on_exec("rbd", "object_map_load", [](auto& object, auto, auto& out) {
-      if (!object || object->data.size() == 0) return -ENOENT;
-      try {
-        out = encode_object_map(decode_object_map(object->data.bytes()),
-                                ObjectMapFooter::empty);
-      } catch (const Error&) {
-        return -EINVAL;
-      }
-      return 0;
-    });
-    on_exec("rbd", "object_map_update", [](auto& object, auto in, auto&) {
-      if (!object) return -ENOENT;
-      ObjectStates map = decode_object_map(object->data.bytes());
-      const Update update = decode_update(in);
-      if (update.first >= update.end || update.end > map.size())
-        return -ERANGE;
-      for (std::uint64_t i = update.first; i < update.end; ++i)
-        if (!update.current || map[i] == *update.current ||
-            (update.current == State::exists &&
-             map[i] == State::exists_clean))
-          map.set(i, update.state);
-      object = map_object(map);
-      return 0;
-    });
+    add_object_map_methods(*this);
   }
 
   [[nodiscard]] std::unique_ptr<Pending> write(
       const std::string& name, const WriteOp& op,
       const SnapContext& snapc) override {
-    std::vector<Update> updates;
+    std::vector<MapUpdate> updates;
     std::set<std::uint64_t> blocks;
     for (const WriteOp::Step& step : op.steps()) {
       if (step.method != "object_map_update") continue;
       CPPUNIT_ASSERT_EQUAL(oid, name);
       CPPUNIT_ASSERT(op.steps()[0].method == "assert_locked");
       CPPUNIT_ASSERT(snapc == SnapContext{});
-      updates.push_back(decode_update(step.value));
-      const Update& u = updates.back();
+      updates.push_back(decode_map_update(step.value));
+      const MapUpdate& u = updates.back();
       CPPUNIT_ASSERT(u.end - u.first <= object_map_update_max);
       for (std::uint64_t b = u.first / 16384; b <= (u.end - 1) / 16384; ++b)
         CPPUNIT_ASSERT_MESSAGE("a block is updated twice in one operation",
@@ -166,17 +123,12 @@ class MapStore : public MemoryStore {
     return MemoryStore::write(name, op, snapc);
   }
 
-  static MemoryObject map_object(const ObjectStates& map) {
-    MemoryObject object;
-    object.data.write(0, encode_object_map(map, ObjectMapFooter::checksums));
-    return object;
-  }
   void put_map(const ObjectStates& map) { put(oid, map_object(map)); }
   /// What the pool has.
   ObjectStates map() { return decode_object_map(find(oid)->data.bytes()); }
   /// The operations that reached the object since the last call, each with
   /// its updates.
-  std::vector<std::vector<Update>> take_log() {
+  std::vector<std::vector<MapUpdate>> take_log() {
     const std::scoped_lock lock(log_mutex_);
     return std::exchange(log_, {});
   }
@@ -215,7 +167,7 @@ class MapStore : public MemoryStore {
   }
 
   std::mutex log_mutex_;
-  std::vector<std::vector<Update>> log_;
+  std::vector<std::vector<MapUpdate>> log_;
 };
 
 /// MapStore below a FaultStore, and threads that end before these do.
@@ -586,7 +538,7 @@ class ObjectMapTest : public CppUnit::TestFixture {
     map->mark_exists(block - 2, 39 * block);
     std::uint64_t next = block - 2;
     for (const auto& operation : pool.base.take_log())
-      for (const Update& update : operation) {
+      for (const MapUpdate& update : operation) {
         CPPUNIT_ASSERT_EQUAL(next, update.first);
         next = update.end;
       }
@@ -725,7 +677,7 @@ class ObjectMapTest : public CppUnit::TestFixture {
     for (std::uint64_t i = 0; i < n; ++i)
       CPPUNIT_ASSERT(pool.base.map()[100 + i] == State::exists);
     // One more where a thread was very late.
-    const std::vector<std::vector<Update>> log = pool.base.take_log();
+    const std::vector<std::vector<MapUpdate>> log = pool.base.take_log();
     CPPUNIT_ASSERT(log.size() <= 3);
     CPPUNIT_ASSERT_EQUAL(std::uint64_t{500}, log.at(0).at(0).first);
     CPPUNIT_ASSERT(log.at(1).at(0).end - log.at(1).at(0).first > n / 2);

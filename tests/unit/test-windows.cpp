@@ -35,13 +35,14 @@
 #include "image/exclusive_lock.hpp"
 #include "image/image.hpp"
 #include "image/object_map.hpp"
-#include "rados/cluster.hpp"
 #include "rados/error.hpp"
 #include "rados/fault_store.hpp"
 #include "rados/memory_store.hpp"
 #include "rbd/encoding.hpp"
 #include "rbd/format2.hpp"
 #include "rbd/object_map.hpp"
+#include "no-blocklister.hpp"
+#include "object-map-methods.hpp"
 
 namespace {
 
@@ -58,12 +59,6 @@ constexpr std::uint64_t overlap = 6 * object_size + 5 * K;
 constexpr auto to_free = Image::Zero::free;
 const std::string id = "img";
 
-MemoryObject map_object(const ObjectStates& map) {
-  MemoryObject object;
-  object.data.write(0, encode_object_map(map, ObjectMapFooter::checksums));
-  return object;
-}
-
 /// The OSD's methods, as far as the paths need them.  Locks are always given:
 /// what they are for is tested elsewhere.
 class Pool : public MemoryStore {
@@ -75,29 +70,7 @@ class Pool : public MemoryStore {
         if (!object) object.emplace();
         return 0;
       });
-    on_exec("rbd", "object_map_load", [](auto& object, auto, auto& out) {
-      if (!object || object->data.size() == 0) return -ENOENT;
-      out = encode_object_map(decode_object_map(object->data.bytes()),
-                              ObjectMapFooter::empty);
-      return 0;
-    });
-    on_exec("rbd", "object_map_update", [](auto& object, auto in, auto&) {
-      if (!object) return -ENOENT;
-      ObjectStates map = decode_object_map(object->data.bytes());
-      Decoder d(in, "object_map_update");
-      const std::uint64_t first = d.u64("first");
-      const std::uint64_t end = d.u64("end");
-      const auto state = static_cast<State>(d.u8("state"));
-      std::optional<State> current;
-      if (d.u8("presence") != 0) current = static_cast<State>(d.u8("current"));
-      if (first >= end || end > map.size()) return -ERANGE;
-      for (std::uint64_t i = first; i < end; ++i)
-        if (!current || map[i] == *current ||
-            (*current == State::exists && map[i] == State::exists_clean))
-          map.set(i, state);
-      object = map_object(map);
-      return 0;
-    });
+    add_object_map_methods(*this);
     // ceph: src/cls/rbd/cls_rbd.cc, copyup
     on_exec("rbd", "copyup", [](auto& object, auto in, auto&) {
       if (object) return 0;
@@ -136,15 +109,6 @@ class Pool : public MemoryStore {
     o.map_granularity = 1;
     return o;
   }
-};
-
-class NoBlocklister final : public Blocklister {
- public:
-  std::uint64_t client_id() const override { return 4100; }
-  void blocklist(const std::string&, std::chrono::seconds) override {
-    CPPUNIT_FAIL("nobody is to be blocklisted");
-  }
-  void wait_for_latest_osdmap() override {}
 };
 
 /// Is there where the header's flags say that a map is invalid.

@@ -420,9 +420,10 @@ judge_object_map() {
 # snapshot, and is not, because what was zeroed lies behind its end.  (librbd's
 # discard does the same.)
 check_object_map() {
-  local what
+  local what info
   for what; do
-    assert_eq "" "$(rbd info "$what" | sed -n 's/^\tflags: *//p')" \
+    info=$(rbd info "$what") || die "rbd info $what"
+    assert_eq "flags:" "$(sed -n 's/^\t\(flags:\) */\1/p' <<<"$info")" \
       "flags of $what"
     judge_object_map "$what" "marked as 1, but should be 3"
   done
@@ -442,18 +443,29 @@ check_killed_maps() {
 # no object nonexistent that exists.  (rbd object-map check would set flags.)  For
 # images without namespace and data pool.
 check_none_missing() {
-  local pool=${1%%/*} id prefix number object missing=()
+  local pool=${1%%/*} id prefix names bits object number byte missing=()
   id=$(rbd info --format json "$1" | jq -r .id)
   prefix=$(rbd info --format json "$1" | jq -r .block_name_prefix)
-  rados -p "$pool" get "rbd_object_map.$id" "$tmp/raw-map"
-  for object in $(rados -p "$pool" ls | grep "^$prefix\." || :); do
+  rados -p "$pool" get "rbd_object_map.$id" "$tmp/raw-map" ||
+    die "the object map of $1"
+  # A header of a length, with the number of entries in it, and then four
+  # objects in a byte, the first in the highest bits
+  # (ceph: src/common/bit_vector.hpp).
+  bits=$(od -An -tu8 -j 10 -N 8 "$tmp/raw-map")
+  names=$(rados -p "$pool" ls) || die "rados ls"
+  for object in $(grep "^$prefix\." <<<"$names"); do
     # Of one that only snapshots have, the name is listed.
-    rados -p "$pool" stat "$object" >/dev/null 2>&1 || continue
+    if ! rados -p "$pool" stat "$object" >/dev/null 2>"$tmp/stat.err"; then
+      grep -q "No such file" "$tmp/stat.err" || die "$(cat "$tmp/stat.err")"
+      continue
+    fi
     number=$((16#${object##*.}))
-    # Four objects in a byte, the first in the highest bits, behind 18 bytes
-    # (ceph: src/common/bit_vector.hpp).
-    [ $(($(od -An -tu1 -j $((18 + number / 4)) -N 1 "$tmp/raw-map") >>
-      (6 - number % 4 * 2) & 3)) -ne 0 ] || missing+=("$number")
+    byte=
+    if ((number < bits)); then
+      byte=$(od -An -tu1 -j $((18 + number / 4)) -N 1 "$tmp/raw-map")
+    fi
+    [ -n "$byte" ] || die "the object map of $1 is for $bits objects"
+    [ $((byte >> (6 - number % 4 * 2) & 3)) -ne 0 ] || missing+=("$number")
   done
   [ "${#missing[@]}" -eq 0 ] || die "the object map of $1 lacks ${missing[*]}"
 }

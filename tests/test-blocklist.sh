@@ -38,8 +38,8 @@ FENCE
     run "bash '$tmp/fence'" , until 60 write 0 4096 2 ESHUTDOWN , \
     write 1M 1M 2 ESHUTDOWN , zero 0 64K ESHUTDOWN , trim 0 64K ESHUTDOWN , \
     read 0 4096 ESHUTDOWN , \
-    run "wc -l <'$nbdkit_log' >'$tmp/lines'; sleep 3" , \
-    run "wc -l <'$nbdkit_log' | cmp - '$tmp/lines'"
+    until 30 run "wc -l <'$nbdkit_log' >'$tmp/lines'; sleep 3
+      wc -l <'$nbdkit_log' | cmp - '$tmp/lines'"
   grep -Eiq "blocklist" "$nbdkit_log" ||
     die "the log does not say that it is blocklisted"
   # With a line or two for each request, and not again and again.

@@ -36,6 +36,7 @@ Image::Maintenance::~Maintenance() {
     hand_over();
     lock_->finish_announcing(ExclusiveLock::notify_limit);
   }
+  old_watches_.clear();
   watch_.reset();
 }
 
@@ -243,13 +244,9 @@ void Image::Maintenance::serve(int code, const Notifications& notifications) {
 void Image::Maintenance::restore_watch(const std::string& why) {
   image_.log(image_.traits_.name + ": " + why);
   image_.hold_writes();
-  // The OSD may have it still.  Each stays until the lock is known to have the
-  // name of a newer one: without the watch that the lock names, its owner counts
-  // as dead.
-  std::vector<std::unique_ptr<Watch>> old;
-  old.push_back(std::move(watch_));
-  const auto forget_old = [&] {
-    old.clear();
+  old_watches_.push_back(std::move(watch_));
+  const auto forget_old = [this] {
+    old_watches_.clear();
     // It may have been said of them only now.
     const std::scoped_lock lock(mutex_);
     lost_watch_ = 0;
@@ -258,7 +255,7 @@ void Image::Maintenance::restore_watch(const std::string& why) {
     try {
       // In a second try the new one will do, if it works.
       if (!watch_ || watch_->check() != 0) {
-        if (watch_) old.push_back(std::move(watch_));
+        if (watch_) old_watches_.push_back(std::move(watch_));
         make_watch();
       }
       if (lock_ != nullptr && lock_->held()) {

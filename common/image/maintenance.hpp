@@ -94,6 +94,10 @@ class Image::Maintenance final : public WatchHandler {
   /// Time left until the next renewal; used by the thread.
   std::optional<std::chrono::milliseconds> next_renewal_;
   std::unique_ptr<Watch> watch_;  // used by the thread, or before it starts
+  /// As watch_.  Each stays until the lock is known to have the name of a newer
+  /// one, or is given back: without the watch that the lock names, its owner
+  /// counts as dead.
+  std::vector<std::unique_ptr<Watch>> old_watches_;
 
   /// The lock is held, or about to be: others are answered by its owner.
   std::atomic<bool> owner_{false};

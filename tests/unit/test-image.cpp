@@ -941,13 +941,12 @@ class TestMetadata : public CppUnit::TestFixture {
 
     // The lock gets the new name, which nobody says, and then that breaks.
     b.store.inject({.kind = Kind::write, .oid = "header", .error = ETIMEDOUT,
-                    .delay = 200ms, .carried_out = true});
+                    .held = true, .carried_out = true});
+    b.store.lose_watches("header", ETIMEDOUT);
+    CPPUNIT_ASSERT(b.store.wait_until_held(1));
+    b.store.lose_watches("header", ETIMEDOUT);
     b.store.inject({.kind = Kind::write, .oid = "header", .held = true});
-    b.store.lose_watches("header", ETIMEDOUT);
-    CPPUNIT_ASSERT(eventually([&] {
-      return b.memory.watchers("header") == 2;
-    }));
-    b.store.lose_watches("header", ETIMEDOUT);
+    b.store.release();
     CPPUNIT_ASSERT(b.store.wait_until_held(1));
     CPPUNIT_ASSERT_EQUAL(std::size_t{3}, b.memory.watchers("header"));
     // What is said late of the old ones is not said of the newest.
@@ -958,6 +957,21 @@ class TestMetadata : public CppUnit::TestFixture {
     std::this_thread::sleep_for(100ms);
     CPPUNIT_ASSERT_EQUAL(std::size_t{0}, b.store.count(Kind::watch));
     CPPUNIT_ASSERT_EQUAL(std::size_t{1}, b.memory.watchers("header"));
+
+    // The image is closed before the lock has its new name: it goes first.
+    b.store.inject({.kind = Kind::write, .oid = "header", .error = ETIMEDOUT,
+                    .held = true});
+    b.store.lose_watches("header", ETIMEDOUT);
+    CPPUNIT_ASSERT(b.store.wait_until_held(1));
+    auto closed = std::async(std::launch::async, [&] { b.image.reset(); });
+    std::this_thread::sleep_for(50ms);
+    b.store.inject({.kind = Kind::write, .oid = "header", .held = true});
+    b.store.release();
+    CPPUNIT_ASSERT(b.store.wait_until_held(1));
+    CPPUNIT_ASSERT_EQUAL(std::size_t{2}, b.memory.watchers("header"));
+    b.store.release();
+    closed.get();
+    CPPUNIT_ASSERT_EQUAL(std::size_t{0}, b.memory.watchers("header"));
   }
 
   void noise_in_the_header() {

@@ -129,6 +129,7 @@ void ExclusiveLock::break_lock(const LockHolder& holder) {
 
 ExclusiveLock::Result ExclusiveLock::acquired(std::string cookie) {
   cookie_ = std::move(cookie);
+  renames_.clear();
   held_ = true;
   owner_.reset();
   return Result::acquired;
@@ -192,9 +193,12 @@ void ExclusiveLock::rewatched(std::uint64_t watch_cookie) {
                                       cookie_, rbd_lock_tag, cookie));
     if (r >= 0) {
       cookie_ = cookie;
-      return;
+      break;
     }
-    if (r != -EBUSY) check_change(r, "cannot keep the exclusive lock");
+    if (r != -EBUSY) {
+      renames_.push_back(cookie);
+      check_change(r, "cannot keep the exclusive lock");
+    }
     // Not by this name.  By another one, if an earlier call had no answer.
     const LockInfo now = info();
     if (now.holders.size() == 1 && now.type == LockType::exclusive &&
@@ -204,21 +208,30 @@ void ExclusiveLock::rewatched(std::uint64_t watch_cookie) {
     }
     held_ = false;
     cookie_.clear();
+    renames_.clear();
     throw Error(ESHUTDOWN,
                 options_.what + ": the exclusive lock has been lost" +
                     (now.holders.empty()
                          ? ""
                          : " to " + text(now.holders.front())));
   }
+  if (cookie_ == cookie) renames_.clear();
 }
 
 void ExclusiveLock::release() {
   held_ = false;
   if (cookie_.empty()) return;
-  const int r =
-      change(lock_method_unlock, encode_unlock(rbd_lock_name, cookie_));
+  const auto unlock = [this](const std::string& cookie) {
+    return change(lock_method_unlock, encode_unlock(rbd_lock_name, cookie));
+  };
+  int r = unlock(cookie_);
+  for (; r == -ENOENT && !renames_.empty(); renames_.pop_back())
+    r = unlock(renames_.back());
   // Else it may still be ours: cookie_ stays.
-  if (r >= 0 || r == -ENOENT) cookie_.clear();
+  if (r >= 0 || r == -ENOENT) {
+    cookie_.clear();
+    renames_.clear();
+  }
   if (r != -ENOENT) check_change(r, "cannot release the exclusive lock");
 }
 

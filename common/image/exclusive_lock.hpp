@@ -53,6 +53,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "rados/cluster.hpp"
 #include "rados/object_store.hpp"
@@ -174,6 +175,8 @@ class ExclusiveLock {
   bool held_ = false;
   /// Of the lock that is held, or may be; empty: there is none.
   std::string cookie_;
+  /// Names that it may have instead: of renames without an answer.
+  std::vector<std::string> renames_;
   std::optional<LockOwner> owner_;
   std::unique_ptr<Pending> announcement_;
 };

@@ -644,6 +644,19 @@ class ExclusiveLockTest : public CppUnit::TestFixture {
     lock_->rewatched(20);
     CPPUNIT_ASSERT(lock_->held());
     expect_holder(self, "auto 20");
+
+    // Given back without knowing its name.
+    for (const bool carried_out : {false, true}) {
+      store_->inject({.kind = Kind::write,
+                      .error = ETIMEDOUT,
+                      .carried_out = carried_out});
+      message_of([this] { lock_->rewatched(21); }, ETIMEDOUT);
+      store_->inject({.kind = Kind::write, .error = ETIMEDOUT});
+      message_of([this] { lock_->rewatched(22); }, ETIMEDOUT);
+      lock_->release();
+      CPPUNIT_ASSERT(model_->holders.empty());
+      acquire(20);
+    }
   }
 
   void new_watch_lost_lock() {

@@ -27,6 +27,9 @@ constexpr std::uint64_t table_span = 2 << 20;
 constexpr std::uint64_t layer_cost = 1024;
 /// After a write below failed, until it is tried again unasked.
 constexpr std::chrono::seconds retry_interval{1};
+/// A time that has always been.  The clock starts when the machine does, so
+/// its zero less any age may be in the future.
+constexpr auto at_once = WriteBack::Clock::time_point::min();
 
 /// In a chunk.
 struct Part {
@@ -173,7 +176,7 @@ struct WriteBack::Out {
 struct WriteBack::Chunk {
   std::unique_ptr<Layer> now;
   std::shared_ptr<Out> out;
-  Clock::time_point since;       ///< `now` has data
+  Clock::time_point due;         ///< `now` is to be written
   Clock::time_point not_before;  ///< it may be written unasked
   unsigned held = 0;             ///< by Hold: no `out` may begin
   /// One node, here or (there is a `now` and no `out`) in Shard::waiting.
@@ -275,8 +278,8 @@ bool WriteBack::put(Shard& s, std::uint64_t number, std::uint32_t from,
     }
     if (made) {
       chunk->now = std::move(layer);
-      chunk->since = Clock::now();
-      chunk->not_before = {};
+      chunk->due = Clock::now() + shape_.age;
+      chunk->not_before = at_once;
     }
   } catch (const std::bad_alloc&) {
     limit_.give(most);
@@ -295,7 +298,7 @@ bool WriteBack::put(Shard& s, std::uint64_t number, std::uint32_t from,
   // Nothing can be added to it.
   if (chunk->waits() && now.parts.front().from == 0 &&
       now.parts.front().to == chunk_length(number)) {
-    chunk->since = {};
+    chunk->due = at_once;
     s.waiting.splice(s.waiting.begin(), s.waiting, chunk->place);
   }
   return true;
@@ -482,7 +485,7 @@ void WriteBack::end(Shard& s, std::uint64_t number, Chunk& chunk) noexcept {
       freed -= layer.cost(page_);
       layer.charged -= freed;
       chunk.now = std::move(out->layer);
-      chunk.since = Clock::now();
+      chunk.due = Clock::now() + shape_.age;
     } else if (chunk.now->tenure == layer.tenure) {
       Layer& now = *chunk.now;
       for (const Part& p : rest) {
@@ -520,7 +523,7 @@ void WriteBack::end(Shard& s, std::uint64_t number, Chunk& chunk) noexcept {
   }
   const bool full = chunk.now->parts.front().from == 0 &&
                     chunk.now->parts.front().to == chunk_length(number);
-  if (full && out->error == 0) chunk.since = {};
+  if (full && out->error == 0) chunk.due = at_once;
   queue(s, chunk, full && out->error == 0);
 }
 
@@ -592,7 +595,7 @@ bool WriteBack::work(bool pressing, const Write& write) {
       if (++looked_at > most_looked_at) break;
       Chunk& chunk = s.chunks.find(number)->second;
       if (chunk.held != 0 || chunk.not_before > time ||
-          !(all || chunk.since + shape_.age <= time))
+          !(all || chunk.due <= time))
         continue;
       int lost = 0;
       if (begin(s, number, chunk, lost)) {

@@ -60,8 +60,7 @@ for image in plain clone; do
   wait_until 20 not_locked rbd/$image
   dd if=/dev/zero bs=4096 count=1 status=none | tr '\0' '\007' |
     dd of="$tmp/model" bs=1 seek=1000000 conv=notrunc status=none
-  rbd_export rbd/$image "$tmp/exported"
-  assert_same_bytes "$tmp/model" "$tmp/exported" "$image"
+  same_export rbd/$image "$tmp/model"
   check_object_map rbd/$image
 done
 stop_nbdkit

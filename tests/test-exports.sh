@@ -217,8 +217,6 @@ for filters in --filter=radosoffset \
   for image in "${images[@]}"; do
     dd if="$tmp/$image.part" of="$tmp/$image.model" bs=64K seek=$first \
       oflag=seek_bytes conv=notrunc status=none
-    rbd_export "rbd/$image" "$tmp/exported"
-    assert_same_bytes "$tmp/$image.model" "$tmp/exported" \
-      "$image, changed within the range, $filters"
+    same_export "rbd/$image" "$tmp/$image.model" "$filters"
   done
 done

@@ -13,8 +13,7 @@ start_ceph
 
 # compare_with_rbd IMAGE[@SNAP] FILE: what rbd exports is the file.
 compare_with_rbd() {
-  rbd_export "rbd/$1" "$tmp/exported"
-  assert_same_bytes "$2" "$tmp/exported" "rbd export of $1"
+  same_export "rbd/$1" "$2"
 }
 
 # qemu_write IMAGE OFFSET LENGTH BYTE, through librbd

@@ -19,6 +19,37 @@ g++ -std=c++20 -O1 -Wall -Wextra -Werror -fPIC -shared \
 start_ceph
 forget_dead_clients 10
 
+# check_none_missing POOL/IMAGE: the map of the head, as it is in the pool, calls
+# no object nonexistent that exists.  (rbd object-map check would set flags.)  For
+# images without namespace and data pool.
+check_none_missing() {
+  local pool=${1%%/*} id prefix names bits object number byte missing=()
+  id=$(rbd info --format json "$1" | jq -r .id)
+  prefix=$(rbd info --format json "$1" | jq -r .block_name_prefix)
+  rados -p "$pool" get "rbd_object_map.$id" "$tmp/raw-map" ||
+    die "the object map of $1"
+  # A header of a length, with the number of entries in it, and then four
+  # objects in a byte, the first in the highest bits
+  # (ceph: src/common/bit_vector.hpp).
+  bits=$(od -An -tu8 -j 10 -N 8 "$tmp/raw-map")
+  names=$(rados -p "$pool" ls) || die "rados ls"
+  for object in $(grep "^$prefix\." <<<"$names"); do
+    # Of one that only snapshots have, the name is listed.
+    if ! rados -p "$pool" stat "$object" >/dev/null 2>"$tmp/stat.err"; then
+      grep -q "No such file" "$tmp/stat.err" || die "$(cat "$tmp/stat.err")"
+      continue
+    fi
+    number=$((16#${object##*.}))
+    byte=
+    if ((number < bits)); then
+      byte=$(od -An -tu1 -j $((18 + number / 4)) -N 1 "$tmp/raw-map")
+    fi
+    [ -n "$byte" ] || die "the object map of $1 is for $bits objects"
+    [ $((byte >> (6 - number % 4 * 2) & 3)) -ne 0 ] || missing+=("$number")
+  done
+  [ "${#missing[@]}" -eq 0 ] || die "the object map of $1 lacks ${missing[*]}"
+}
+
 # Eight objects are the parent's, six are behind the overlap; of these, one
 # exists.
 object=65536

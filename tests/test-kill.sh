@@ -58,8 +58,7 @@ for image in plain clone snaps; do
     "$(original $image)" || die "rbd export of $image"
 done
 for snap in one two; do
-  rbd_export rbd/snaps@$snap "$tmp/exported"
-  assert_same_bytes "$tmp/parent" "$tmp/exported" "snaps@$snap"
+  same_export rbd/snaps@$snap "$tmp/parent"
 done
 # By us, who take the dead one's lock, and go on.
 for image in plain clone snaps; do
@@ -76,8 +75,7 @@ done
 check_killed_maps rbd/plain rbd/clone rbd/snaps rbd/snaps@one rbd/snaps@two
 rbd flatten --no-progress rbd/snaps
 for snap in one two; do
-  rbd_export rbd/snaps@$snap "$tmp/exported"
-  assert_same_bytes "$tmp/parent" "$tmp/exported" "snaps@$snap, flattened"
+  same_export rbd/snaps@$snap "$tmp/parent"
 done
 
 say "OSDs die in the middle of copy-ups"
@@ -124,9 +122,7 @@ for n in 0 1; do
   say "$(cat "$tmp/io.out"); $(($(objects "$prefix") - before)) objects"
 done
 stop_nbdkit
-rbd_export rbd/osds "$tmp/exported"
-assert_same_bytes "$tmp/model" "$tmp/exported" "rbd export of osds"
-rbd_export rbd/osds@before "$tmp/exported"
-assert_same_bytes "$tmp/parent" "$tmp/exported" "osds@before"
+same_export rbd/osds "$tmp/model"
+same_export rbd/osds@before "$tmp/parent"
 check_object_map rbd/osds
 check_object_map rbd/osds@before

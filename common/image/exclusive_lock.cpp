@@ -196,7 +196,8 @@ void ExclusiveLock::rewatched(std::uint64_t watch_cookie) {
       break;
     }
     if (r != -EBUSY) {
-      renames_.push_back(cookie);
+      if (renames_.empty() || renames_.back() != cookie)
+        renames_.push_back(cookie);
       check_change(r, "cannot keep the exclusive lock");
     }
     // Not by this name.  By another one, if an earlier call had no answer.
@@ -221,12 +222,14 @@ void ExclusiveLock::rewatched(std::uint64_t watch_cookie) {
 void ExclusiveLock::release() {
   held_ = false;
   if (cookie_.empty()) return;
-  const auto unlock = [this](const std::string& cookie) {
-    return change(lock_method_unlock, encode_unlock(rbd_lock_name, cookie));
+  const auto unlock = [this] {
+    return change(lock_method_unlock, encode_unlock(rbd_lock_name, cookie_));
   };
-  int r = unlock(cookie_);
-  for (; r == -ENOENT && !renames_.empty(); renames_.pop_back())
-    r = unlock(renames_.back());
+  int r = unlock();
+  for (; r == -ENOENT && !renames_.empty(); r = unlock()) {
+    cookie_ = std::move(renames_.back());
+    renames_.pop_back();
+  }
   // Else it may still be ours: cookie_ stays.
   if (r >= 0 || r == -ENOENT) {
     cookie_.clear();

@@ -657,6 +657,14 @@ class ExclusiveLockTest : public CppUnit::TestFixture {
       CPPUNIT_ASSERT(model_->holders.empty());
       acquire(20);
     }
+    store_->inject(
+        {.kind = Kind::write, .error = ETIMEDOUT, .carried_out = true});
+    message_of([this] { lock_->rewatched(21); }, ETIMEDOUT);
+    store_->inject({.kind = Kind::write, .skip = 1, .error = ETIMEDOUT});
+    message_of([this] { lock_->release(); }, ETIMEDOUT);
+    expect_holder(self, "auto 21");
+    lock_->release();
+    CPPUNIT_ASSERT(model_->holders.empty());
   }
 
   void new_watch_lost_lock() {

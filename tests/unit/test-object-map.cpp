@@ -196,6 +196,19 @@ struct Pool {
   void start(std::function<void()> run) {
     threads.emplace_back(std::move(run));
   }
+  /// Starts it, too; whether it ends within a time from then on.
+  bool ends_within(std::chrono::milliseconds time, std::function<void()> run) {
+    std::latch started(1);
+    const auto ended = std::make_shared<std::promise<void>>();
+    auto end = ended->get_future();
+    start([&started, ended, run = std::move(run)] {
+      started.count_down();
+      run();
+      ended->set_value();
+    });
+    started.wait();
+    return end.wait_for(time) == std::future_status::ready;
+  }
   void join() { threads.clear(); }
   void hold_writes() {
     store.inject({.kind = Kind::write,
@@ -920,15 +933,10 @@ class ObjectMapTest : public CppUnit::TestFixture {
     pool.hold_writes();
     pool.start([&] { map->mark_written(7); });
     CPPUNIT_ASSERT(pool.store.wait_until_held(1));
-    std::atomic<bool> flushed = false;
-    pool.start([&] {
-      map->give_back();
-      flushed = true;
-    });
-    std::this_thread::sleep_for(20ms);
-    CPPUNIT_ASSERT(!flushed);
+    const bool early = pool.ends_within(20ms, [&] { map->give_back(); });
     pool.release();
     pool.join();
+    CPPUNIT_ASSERT(!early);
     CPPUNIT_ASSERT_EQUAL(std::string("EEEEE0EE00"),
                          both(pool, *map).substr(0, 10));
   }
@@ -940,13 +948,7 @@ class ObjectMapTest : public CppUnit::TestFixture {
     pool.hold_writes();
     pool.start([&] { map->give_back(); });
     CPPUNIT_ASSERT(pool.store.wait_until_held(1));
-    std::atomic<bool> flushed = false;
-    pool.start([&] {
-      map->give_back();
-      flushed = true;
-    });
-    std::this_thread::sleep_for(20ms);
-    const bool early = flushed;
+    const bool early = pool.ends_within(20ms, [&] { map->give_back(); });
     pool.release();
     pool.join();
     CPPUNIT_ASSERT(!early);
@@ -961,15 +963,10 @@ class ObjectMapTest : public CppUnit::TestFixture {
     pool.hold_writes();
     pool.start([&] { map->mark_written(9); });
     CPPUNIT_ASSERT(pool.store.wait_until_held(1));
-    std::promise<void> flushed;
-    pool.start([&] {
-      map->give_back();
-      flushed.set_value();
-    });
-    const auto in_time = flushed.get_future().wait_for(10s);
+    const bool in_time = pool.ends_within(10s, [&] { map->give_back(); });
     pool.release();
     pool.join();
-    CPPUNIT_ASSERT(in_time == std::future_status::ready);
+    CPPUNIT_ASSERT(in_time);
     CPPUNIT_ASSERT_EQUAL(std::string("000E00000E000000"), both(pool, *map));
   }
 
@@ -1058,19 +1055,12 @@ class ObjectMapTest : public CppUnit::TestFixture {
     pool.hold_writes();
     pool.start([&] { map->mark_written(1); });
     CPPUNIT_ASSERT(pool.store.wait_until_held(1));
-    std::latch waiting(1);
-    std::atomic<bool> done = false;
-    pool.start([&] {
-      waiting.count_down();
-      map->mark_written(2);
-      done = true;
-    });
-    waiting.wait();
-    std::this_thread::sleep_for(20ms);
-    CPPUNIT_ASSERT(!done);
-    CPPUNIT_ASSERT(!map->may_exist(2));
+    const bool early = pool.ends_within(20ms, [&] { map->mark_written(2); });
+    const bool seen = map->may_exist(2);
     pool.release();
     pool.join();
+    CPPUNIT_ASSERT(!early);
+    CPPUNIT_ASSERT(!seen);
     CPPUNIT_ASSERT_EQUAL(std::string("EEE0000000000000"), both(pool, *map));
     CPPUNIT_ASSERT_EQUAL(std::size_t{1}, pool.base.take_log().size());
   }
@@ -1083,17 +1073,12 @@ class ObjectMapTest : public CppUnit::TestFixture {
     pool.hold_writes();
     pool.start([&] { map->mark_exists(15, 1); });
     CPPUNIT_ASSERT(pool.store.wait_until_held(1));
-    std::atomic<bool> done = false;
-    pool.start([&] {
-      fill(*map, 4, 7);
-      done = true;
-    });
-    for (int i = 0; i < 10'000 && !done; ++i)
-      std::this_thread::sleep_for(1ms);
-    CPPUNIT_ASSERT(done);
-    CPPUNIT_ASSERT(map->state(6) == State::exists);
+    const bool in_time = pool.ends_within(10s, [&] { fill(*map, 4, 7); });
+    const State taken = map->state(6);
     pool.release();
     pool.join();
+    CPPUNIT_ASSERT(in_time);
+    CPPUNIT_ASSERT(taken == State::exists);
     CPPUNIT_ASSERT_EQUAL(std::string("EEEEEEE00000000E"), both(pool, *map));
   }
 
@@ -1185,18 +1170,10 @@ class ObjectMapTest : public CppUnit::TestFixture {
     pool.hold_writes();
     pool.start([&] { map->give_back(); });
     CPPUNIT_ASSERT(pool.store.wait_until_held(1));
-    std::atomic<bool> done = false;
-    std::latch waiting(1);
-    pool.start([&] {
-      waiting.count_down();
-      map->mark_written(5);
-      done = true;
-    });
-    waiting.wait();
-    std::this_thread::sleep_for(20ms);
-    CPPUNIT_ASSERT(!done);
+    const bool early = pool.ends_within(20ms, [&] { map->mark_written(5); });
     pool.release();
     pool.join();
+    CPPUNIT_ASSERT(!early);
     CPPUNIT_ASSERT_EQUAL(std::string("EEEE0E0000000000"), both(pool, *map));
     CPPUNIT_ASSERT_EQUAL(std::size_t{2}, pool.base.take_log().size());
   }

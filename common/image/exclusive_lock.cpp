@@ -83,10 +83,10 @@ const LockHolder& ExclusiveLock::checked(const LockInfo& info) const {
                            std::string(to_string(info.type)) + never);
   if (info.tag != rbd_lock_tag)
     throw Error(EBUSY, who + " with a lock that has the tag " +
-                           quoted(info.tag) + never);
+                           in_quotes(info.tag) + never);
   if (!parse_rbd_lock_cookie(holder.cookie))
     throw Error(EBUSY, who + " with a lock that has the name " +
-                           quoted(holder.cookie) + never);
+                           in_quotes(holder.cookie) + never);
   return holder;
 }
 

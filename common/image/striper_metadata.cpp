@@ -29,7 +29,7 @@ std::uint64_t decimal(std::string_view attr, std::string_view value,
   const char* end = value.data() + value.size();
   const auto [stop, ec] = std::from_chars(value.data(), end, number);
   if (ec == std::errc::invalid_argument || stop != end)
-    refuse(attr, quoted(value) + " is not a decimal number");
+    refuse(attr, in_quotes(value) + " is not a decimal number");
   if (ec == std::errc::result_out_of_range || number < least || number > most)
     refuse(attr, std::string(value.substr(0, 32)) + " is not in [" +
                      std::to_string(least) + ", " + std::to_string(most) +

@@ -39,7 +39,7 @@ TrivialMap decode_trivial_map(std::string_view bytes) {
     std::string value = in.string("value");
     const auto [at, is_new] =
         out.entries.insert_or_assign(std::move(key), std::move(value));
-    if (!is_new) in.fail("key", quoted(at->first) + " occurs twice");
+    if (!is_new) in.fail("key", in_quotes(at->first) + " occurs twice");
   }
   return out;
 }

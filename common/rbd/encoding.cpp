@@ -79,7 +79,7 @@ std::string Decoder::name(std::string_view field) {
   const std::string_view raw = blob(field);
   if (raw.empty()) fail(field, "is empty");
   if (raw.find('\0') != std::string_view::npos)
-    fail(field, quoted(raw) + " has a NUL byte in it");
+    fail(field, in_quotes(raw) + " has a NUL byte in it");
   return std::string(raw);
 }
 
@@ -151,7 +151,7 @@ void Encoder::end_frame(std::size_t start) {
         static_cast<unsigned char>((length >> (8 * i)) & 0xff));
 }
 
-std::string quoted(std::string_view text) {
+std::string in_quotes(std::string_view text) {
   constexpr std::size_t most = 64;
   std::string out = "\"";
   for (const char c : text.substr(0, most)) {

@@ -117,8 +117,10 @@ class Encoder {
 };
 
 /// A name or value from the cluster, made fit for a message: in quotes,
-/// bytes outside of printable ASCII as \xNN, and cut after 64 bytes.
-[[nodiscard]] std::string quoted(std::string_view text);
+/// bytes outside of printable ASCII as \xNN, and cut after 64 bytes.  (Not
+/// "quoted": for a std::string argument-dependent look-up finds std::quoted,
+/// which <chrono> brings in with libstdc++ 14.)
+[[nodiscard]] std::string in_quotes(std::string_view text);
 
 /// "`prefix`.`number` in hexadecimal with at least `digits` digits".
 [[nodiscard]] std::string numbered_oid(std::string_view prefix,

@@ -39,11 +39,11 @@ static_assert(format1_prefix_max + 1 == prefix_size);
 void verify(const Format1Header& header, int code) {
   if (header.object_prefix.empty()) refuse(code, "object prefix is empty");
   if (header.object_prefix.size() > format1_prefix_max)
-    refuse(code, "object prefix " + quoted(header.object_prefix) +
+    refuse(code, "object prefix " + in_quotes(header.object_prefix) +
                      " is longer than " + std::to_string(format1_prefix_max) +
                      " bytes");
   if (header.object_prefix.find('\0') != std::string::npos)
-    refuse(code, "object prefix " + quoted(header.object_prefix) +
+    refuse(code, "object prefix " + in_quotes(header.object_prefix) +
                      " has a NUL byte in it");
   if (header.order < format1_order_open_min ||
       header.order > format1_order_open_max)
@@ -61,7 +61,7 @@ void verify(const Format1Header& header, int code) {
   names.reserve(header.snapshots.size());
   SnapId newer = 0;
   for (const Format1Snapshot& snap : header.snapshots) {
-    const std::string which = "snapshot " + quoted(snap.name) + ": ";
+    const std::string which = "snapshot " + in_quotes(snap.name) + ": ";
     if (snap.name.empty())
       refuse(code, "snapshot " + std::to_string(snap.id) +
                        ": the name is empty");
@@ -111,24 +111,24 @@ Format1Header decode_format1(std::string_view bytes) {
   // librbd and the Linux kernel compare the text with its NUL.
   const std::string_view raw_text = in.bytes(text_size, "text");
   if (!raw_text.starts_with(text) || raw_text[text.size()] != '\0')
-    in.fail("text", "is " + quoted(raw_text) + ", not " + quoted(text));
+    in.fail("text", "is " + in_quotes(raw_text) + ", not " + in_quotes(text));
 
   Format1Header header;
   const std::string_view raw_prefix = in.bytes(prefix_size, "object prefix");
   const std::size_t prefix_end = raw_prefix.find('\0');
   if (prefix_end == std::string_view::npos)
-    in.fail("object prefix", quoted(raw_prefix) + " has no end");
+    in.fail("object prefix", in_quotes(raw_prefix) + " has no end");
   header.object_prefix = raw_prefix.substr(0, prefix_end);
 
   const std::string_view raw_signature = in.bytes(4, "signature");
   if (raw_signature != signature)
-    in.fail("signature", "is " + quoted(raw_signature) + ", not " +
-                             quoted(signature.substr(0, 3)));
+    in.fail("signature", "is " + in_quotes(raw_signature) + ", not " +
+                             in_quotes(signature.substr(0, 3)));
   const std::string_view raw_version = in.bytes(8, "version");
   if (raw_version.substr(0, version_fixed) !=
           version.substr(0, version_fixed) ||
       raw_version[6] < '0' || raw_version[6] > '9' || raw_version[7] != '\0')
-    in.fail("version", "is " + quoted(raw_version) + ", not 001.00x");
+    in.fail("version", "is " + in_quotes(raw_version) + ", not 001.00x");
 
   header.order = in.u8("order");
   const unsigned encryption = in.u8("encryption");
@@ -166,7 +166,7 @@ Format1Header decode_format1(std::string_view bytes) {
     if (end == std::string_view::npos)
       in.fail("snapshot names", "end within the name of snapshot " +
                                     std::to_string(snap.id) + ", " +
-                                    quoted(names));
+                                    in_quotes(names));
     snap.name = names.substr(0, end);
     names.remove_prefix(end + 1);
   }

@@ -47,7 +47,7 @@ std::map<std::string, std::string> string_map(std::string_view bytes,
     std::string value = names ? in.name("image id") : in.string("value");
     const auto [at, is_new] =
         out.insert_or_assign(std::move(key), std::move(value));
-    if (!is_new) in.fail(key_field, quoted(at->first) + " occurs twice");
+    if (!is_new) in.fail(key_field, in_quotes(at->first) + " occurs twice");
   }
   return out;
 }
@@ -185,7 +185,7 @@ std::string decode_get_object_prefix(std::string_view bytes) {
   Decoder in(bytes, "get_object_prefix");
   std::string prefix = in.name("object prefix");
   if (prefix.size() > prefix_max)
-    in.fail("object prefix", quoted(prefix) + " is longer than " +
+    in.fail("object prefix", in_quotes(prefix) + " is longer than " +
                                  std::to_string(prefix_max) + " bytes");
   return prefix;
 }
@@ -332,8 +332,8 @@ std::vector<std::string> decode_namespace_list(std::string_view bytes) {
   for (std::size_t i = 0; i < n; ++i) {
     std::string name = in.name("namespace name");
     if (i > 0 && name <= out.back())
-      in.fail("namespace name", quoted(name) + " is not above " +
-                                    quoted(out.back()) + " before it");
+      in.fail("namespace name", in_quotes(name) + " is not above " +
+                                    in_quotes(out.back()) + " before it");
     out.push_back(std::move(name));
   }
   return out;

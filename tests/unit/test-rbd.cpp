@@ -268,15 +268,15 @@ class EncodingTest : public CppUnit::TestFixture {
   }
 
   void quoting() {
-    CPPUNIT_ASSERT_EQUAL(std::string("\"\""), quoted(""));
-    CPPUNIT_ASSERT_EQUAL(std::string("\"a b~\""), quoted("a b~"));
+    CPPUNIT_ASSERT_EQUAL(std::string("\"\""), in_quotes(""));
+    CPPUNIT_ASSERT_EQUAL(std::string("\"a b~\""), in_quotes("a b~"));
     CPPUNIT_ASSERT_EQUAL(
         std::string("\"\\\"\\\\\\x00\\x0a\\x1f\\x7f\\x80\\xff\""),
-        quoted(std::string_view("\"\\\0\n\x1f\x7f\x80\xff", 8)));
+        in_quotes(std::string_view("\"\\\0\n\x1f\x7f\x80\xff", 8)));
     CPPUNIT_ASSERT_EQUAL('"' + std::string(64, 'n') + '"',
-                         quoted(std::string(64, 'n')));
+                         in_quotes(std::string(64, 'n')));
     CPPUNIT_ASSERT_EQUAL('"' + std::string(64, 'n') + "\"... (65 bytes)",
-                         quoted(std::string(65, 'n')));
+                         in_quotes(std::string(65, 'n')));
   }
 
   void object_names() {
@@ -1460,7 +1460,7 @@ class StriperMetadataTest : public CppUnit::TestFixture {
           "striper.layout.stripe_count", "striper.size"})
       for (const std::string value :
            {"", " 1", "1 ", "1\n", "+1", "-1", "0x10", "1e3", "30M", "one"})
-        bad(name, value, quoted(value) + " is not a decimal number");
+        bad(name, value, in_quotes(value) + " is not a decimal number");
     bad("striper.size", std::string("1\0", 2),
         "\"1\\x00\" is not a decimal number");
     bad("striper.size", "99999999999999999999x",

@@ -27,14 +27,18 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
+#include <iterator>
 #include <list>
 #include <mutex>
 #include <optional>
+#include <sstream>
 #include <thread>
 #include <unistd.h>
 
 #include "rados/cluster.hpp"
 #include "rados/error.hpp"
+#include "rados/keyring.hpp"
 
 namespace nbdrados {
 
@@ -623,6 +627,8 @@ class RadosCluster final : public Cluster {
   }
 
  private:
+  [[noreturn]] void connect_failed(int r, const ClusterConfig& config);
+  [[nodiscard]] bool key_is_new(const ClusterConfig& config);
   std::shared_ptr<ObjectStore> make_store(librados::IoCtx io,
                                           const std::string& name_space,
                                           Purpose purpose);
@@ -1145,33 +1151,62 @@ RadosCluster::RadosCluster(const ClusterConfig& config)
     client_id_ = rados_.get_instance_id();
     return;
   }
+  connect_failed(r, config);
+}
+
+/// Whether the key that librados has used is of a type that it may not know.
+bool RadosCluster::key_is_new(const ClusterConfig& config) {
+  const auto content = [](const std::string& path) {
+    std::ifstream file(path);
+    return std::string(std::istreambuf_iterator<char>(file), {});
+  };
+  std::string key;
+  if (config.keyfile) key = content(*config.keyfile);
+  std::istringstream paths(option(rados_, "keyring"));
+  for (std::string path; key.empty() && std::getline(paths, path, ',');)
+    key = find_key(content(path), config.entity);
+  const auto type = key_type(key);
+  return type && *type > key_type_aes;
+}
+
+/// Says what is wrong; `r` is what connect returned.
+void RadosCluster::connect_failed(int r, const ClusterConfig& config) {
+  const std::string monitors = option(rados_, "mon_host");
+  const std::string as = "cannot connect to Ceph as " + config.entity + ": ";
   switch (r) {
     case -ETIMEDOUT:
-      throw Error(ETIMEDOUT, "no Ceph monitor (mon_host=" + monitors +
-                                 ") answered within connect-timeout=" +
-                                 seconds + " seconds");
+      throw Error(ETIMEDOUT,
+                  "no Ceph monitor (mon_host=" + monitors +
+                      ") answered within connect-timeout=" +
+                      std::to_string(config.connect_timeout.count()) +
+                      " seconds");
     case -EACCES:
     case -EPERM:
       throw Error(EACCES, "the cluster does not accept " + config.entity +
                               ": wrong key or unknown user");
     case -ENOENT:
       if (monitors.empty())
-        throw Error(ENOENT, "no Ceph monitors known: ceph.conf has no mon_host");
-      throw Error(ENOENT, "cannot connect to Ceph as " + config.entity +
-                              ": no key for it in keyring " +
-                              option(rados_, "keyring"));
+        throw Error(ENOENT,
+                    "no Ceph monitors known: ceph.conf has no mon_host");
+      throw Error(ENOENT,
+                  as + "no key for it in keyring " + option(rados_, "keyring"));
+    case -EIO:
+      if (!key_is_new(config)) break;
+      throw Error(EIO, as + "its key is of the new type aes256k, which this "
+                            "librados cannot read; it needs one that was made "
+                            "with --key-type aes");
     case -EINVAL:
       throw Error(EINVAL,
-                  "cannot connect to Ceph as " + config.entity + ": " +
-                      (config.keyfile
-                           ? "keyfile=" + *config.keyfile + " holds no key"
-                           : "the key in keyring " +
-                                 option(rados_, "keyring") +
-                                 " or another option makes no sense"));
+                  as + (config.keyfile
+                            ? "keyfile=" + *config.keyfile + " holds no key"
+                            : "the key in keyring " +
+                                  option(rados_, "keyring") +
+                                  " or another option makes no sense"));
     default:
-      fail(-r, "cannot connect to Ceph (mon_host=" + monitors + ") as " +
-                   config.entity);
+      break;
   }
+  fail(-r, "cannot connect to Ceph (mon_host=" + monitors + ") as " +
+               config.entity);
 }
 
 RadosCluster::~RadosCluster() { rados_.shutdown(); }

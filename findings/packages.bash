@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# shellcheck shell=bash
+#
+# For the scripts beside it: Debian packages of a given version, unpacked into
+# a temporary folder, which are run there with chroot.  Nothing is installed on
+# this machine.  Needs root, apt-get, dpkg-deb, and this machine's own Debian
+# mirror.
+
+set -euo pipefail
+export LC_ALL=C
+
+tmp=$(mktemp -d "${TMPDIR:-/tmp}/finding.XXXXXX")
+trap 'umount "$tmp"/root/proc "$tmp"/root/dev 2>/dev/null; rm -rf "$tmp"' EXIT
+
+# changed MESSAGE: the behaviour is not (or no more) what the script states.
+changed () { printf 'CHANGED: %s\n' "$*" >&2; exit 1; }
+
+# unpack SUITE PACKAGE=VERSION...: these and all that they depend on, into
+# $tmp/root.
+unpack ()
+{
+  local suite=$1 mirror deb root=$tmp/root
+  shift
+  mirror=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' |
+    grep -v security | head -n 1)
+  mkdir -p "$tmp"/{lists/partial,cache/archives/partial} "$root"/{proc,dev,tmp}
+  : >"$tmp/status"
+  echo "deb $mirror $suite main" >"$tmp/sources"
+  local options=(
+    -o Dir::Etc::SourceList="$tmp/sources" -o Dir::Etc::SourceParts=/dev/null
+    -o Dir::State::Lists="$tmp/lists" -o Dir::State::Status="$tmp/status"
+    -o Dir::Cache="$tmp/cache" -o APT::Sandbox::User=root
+    -o APT::Install-Recommends=false -o Debug::NoLocking=true
+  )
+  apt-get -qq "${options[@]}" update
+  apt-get -qq -y "${options[@]}" --download-only install base-files dash \
+    bash coreutils "$@" >/dev/null
+  # First what makes /bin and /lib links to what is below /usr, in newer Debian.
+  for deb in "$tmp"/cache/archives/{base-files,}*.deb; do
+    dpkg-deb --fsys-tarfile "$deb" |
+      tar -x -C "$root" --keep-directory-symlink --no-same-owner
+  done
+  mount -t proc proc "$root/proc"
+  mount --bind /dev "$root/dev"
+}
+
+# run COMMAND...: with these packages.
+run () { chroot "$tmp/root" "$@"; }

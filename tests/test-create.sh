@@ -379,3 +379,12 @@ before=$(pool_state rbd)
 ours_fails "not permitted|permission" rbd/mine size=20M id=ro \
   keyring="$tmp/ro.keyring"
 assert_eq "$before" "$(pool_state rbd)" "the pool"
+
+say "OSDs without the object class rbd"
+"$mini_ceph" kill-osd "$ceph_dir" 0
+echo "osd class dir = $tmp" >>"$ceph_conf"
+"$mini_ceph" start-osd "$ceph_dir" 0 2>"$tmp/start-osd.err" ||
+  die "start-osd: $(cat "$tmp/start-osd.err")"
+ours_fails "object class rbd" rbd/classless size=1M
+expect_fail "object class rbd" "${nbdkit[@]}" -U - rados "conf=$ceph_conf" \
+  rbd/theirs --run true

@@ -106,6 +106,24 @@ ImageSpec parse_image_name(std::string_view text, FormatChoice format) {
   return spec;
 }
 
+void rbd_class_refused(const Pool& pool) {
+  // This method looks at no object and no omap.  An OSD that has the class
+  // answers it, or that there is no such object, in every kind of pool (ceph:
+  // src/cls/rbd/cls_rbd.cc, get_all_features).
+  std::string output;
+  const int r = pool.store
+                    ->exec(std::string(rbd_directory_oid), rbd_class,
+                           "get_all_features", {}, &output)
+                    ->wait_for(pool.timeout());
+  if (r == -EOPNOTSUPP)
+    throw Error(ENOTSUP,
+                "the OSDs of this pool do not have the object class rbd, which "
+                "images need (osd_class_dir, osd_class_load_list)");
+  if (r != -ENOENT) check(r, "cannot ask the OSDs for the object class rbd");
+  throw Error(ENOTSUP, "an erasure-coded pool cannot hold an image's "
+                       "metadata, only its data (data-pool=)");
+}
+
 bool object_exists(const Pool& pool, const std::string& oid) {
   std::uint64_t size = 0;
   const auto pending = pool.store->stat(oid, &size, snap_head);

@@ -285,9 +285,7 @@ class Creation {
     if (in_namespace && r == -EBUSY)
       throw Error(EBUSY, "namespace '" + spec_.name_space +
                              "' is being removed");
-    if (r == -EOPNOTSUPP)
-      throw Error(ENOTSUP, "an erasure-coded pool cannot hold an image's "
-                           "metadata, only its data (data-pool=)");
+    if (r == -EOPNOTSUPP) rbd_class_refused(pool_);
     check(r, "cannot register the image in rbd_directory");
   }
 

@@ -66,8 +66,10 @@ class HeaderCalls {
   }
   /// The output of a call.  Throws Error where it failed.
   const std::string& output(std::size_t n) {
-    check(result(n), "cannot read header object " + oid_ + " (" +
-                         calls_[n].method + ")");
+    const int r = result(n);
+    if (r == -EOPNOTSUPP) rbd_class_refused(pool_);
+    check(r, "cannot read header object " + oid_ + " (" + calls_[n].method +
+                 ")");
     return *calls_[n].output;
   }
 

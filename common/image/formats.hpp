@@ -58,6 +58,11 @@ void list_striper(const Pool& pool, Listing& into);
 /// The RBD namespaces of a pool, without the default one.
 [[nodiscard]] std::vector<std::string> list_namespaces(const Pool& pool);
 
+/// Throws Error(ENOTSUP) that says why a method of the class rbd that changes
+/// an object gave EOPNOTSUPP: its OSDs lack the class, or the pool is
+/// erasure-coded.  Throws Error where that cannot be asked.
+[[noreturn]] void rbd_class_refused(const Pool& pool);
+
 /// Whether an object exists.  Throws Error.
 [[nodiscard]] bool object_exists(const Pool& pool, const std::string& oid);
 

@@ -898,6 +898,13 @@ class TestCreate : public CppUnit::TestFixture {
       std::string message;
       CPPUNIT_ASSERT_EQUAL(ENOTSUP, f.create_error(&message));
       ASSERT_CONTAINS("erasure-coded", message);
+      // OSDs that do not have the class refuse all its methods.
+      f.faults().inject({.kind = Kind::exec, .times = FaultStore::always,
+                         .error = EOPNOTSUPP});
+      f.faults().inject(
+          {.kind = Kind::write, .oid = "rbd_directory", .error = EOPNOTSUPP});
+      CPPUNIT_ASSERT_EQUAL(ENOTSUP, f.create_error(&message));
+      ASSERT_CONTAINS("do not have the object class rbd", message);
     }
   }
 

@@ -474,10 +474,15 @@ start_nbdkit() {
 # stop_nbdkit: stops the server that was started last and fails if it does
 # not end well.
 stop_nbdkit() {
-  local status=0 i
   is_running "$nbdkit_pid" ||
     die "nbdkit has ended: $(tail -n 5 "$nbdkit_log")"
   kill "$nbdkit_pid"
+  wait_for_nbdkit
+}
+
+# wait_for_nbdkit: waits until it ends, because it was told to.
+wait_for_nbdkit() {
+  local status=0 i
   for ((i = 0; i < 300; i++)); do
     if has_ended "$nbdkit_pid"; then break; fi
     sleep 0.05
@@ -513,6 +518,18 @@ nbd_put() { nbdcopy -- "$1" "$(uri "$2")"; }
 
 # start_rados ARGUMENT...: the plugin on the cluster that was started last.
 start_rados() { start_nbdkit rados "conf=$ceph_conf" "$@"; }
+
+# make_rude_filter: compiles rude-filter.cpp.  Sets $rude, for --filter=.
+make_rude_filter() {
+  local flags
+  read -ra flags <<<"$(pkg-config --cflags nbdkit)"
+  rude=$tmp/nbdkit-rude-filter.so
+  g++ -std=c++20 -O1 -fPIC -shared -pthread "${flags[@]}" -o "$rude" \
+    "$tests_srcdir/rude-filter.cpp" 2>"$tmp/compile.log" || {
+    cat "$tmp/compile.log" >&2
+    die "rude-filter.cpp does not compile"
+  }
+}
 
 # requires_plugin: the plugin under test loads.
 requires_plugin() {

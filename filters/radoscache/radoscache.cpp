@@ -47,6 +47,7 @@
 #include "coherence/coherence.hpp"
 #include "exports.hpp"
 #include "extents.hpp"
+#include "nbdkit/gate.hpp"
 #include "service.hpp"
 
 #ifdef HAVE_CONFIG_H
@@ -139,6 +140,7 @@ constexpr const char* config_help =
 /// One client.
 struct Connection {
   explicit Connection(const char* n) : name(n) {}
+  Gate gate;
   std::string name;
   std::shared_ptr<const Promise> promise;  ///< of the plugin; or null
   std::shared_ptr<Exports::Export> entry;  ///< null: not cached
@@ -172,6 +174,13 @@ struct State {
     return config.mode == Mode::writeback
                ? config.dirty.value_or(config.size / dirty_share)
                : 0;
+  }
+  /// Bytes of blocks for which there is room, in the file as well.
+  static std::uint64_t room() {
+    return config.size - dirty_bytes() +
+           (config.file.empty()
+                ? 0
+                : config.file_size.value_or(default_file_size));
   }
   static std::unique_ptr<CacheFile> make_file() {
     if (config.file.empty()) return nullptr;
@@ -209,20 +218,40 @@ CachedDisk::Version version_of(void* handle) {
   return entry && entry->ready() ? entry->version() : 0;
 }
 
-/// Runs `body`, which returns 0 or an errno.
+/// Runs `body`, which returns 0 or an errno.  Returns that; an exception
+/// becomes a message and an errno.
 template <class Body>
-int guard(const char* operation, int* err, Body&& body) noexcept {
+int guard(const char* operation, Body&& body) noexcept {
   try {
-    *err = std::forward<Body>(body)();
-    return *err == 0 ? 0 : -1;
+    return std::forward<Body>(body)();
   } catch (const std::bad_alloc&) {
     nbdkit_error("radoscache: %s: out of memory", operation);
-    *err = ENOMEM;
+    return ENOMEM;
   } catch (const std::exception& e) {
     nbdkit_error("radoscache: %s: %s", operation, e.what());
-    *err = EIO;
+    return EIO;
   }
-  return -1;
+}
+
+/// The same for callbacks that return 0 or -1.
+template <class Body>
+int guard_or_fail(const char* operation, Body&& body) noexcept {
+  return guard(operation, std::forward<Body>(body)) == 0 ? 0 : -1;
+}
+
+/// A request of the layer above: body(Connection&) returns 0 or an errno.
+/// Filters of nbdkit make requests from threads of their own, also when nbdkit
+/// is ending (see gate.hpp), and with err = NULL.
+template <class Body>
+int request(const char* operation, void* handle, int* err,
+            Body&& body) noexcept {
+  Connection& c = connection_of(handle);
+  const Gate::Pass pass(c.gate);
+  const int r =
+      pass ? guard(operation, [&] { return std::forward<Body>(body)(c); })
+           : ESHUTDOWN;
+  if (err != nullptr) *err = r;
+  return r == 0 ? 0 : -1;
 }
 
 /// Makes a request below: call(int* err).  Returns 0 or its errno.
@@ -268,8 +297,7 @@ std::string statistics_text() {
 
 void statistics() {
   if (radoscache_debug_stats == 0 || !state) return;
-  int err;
-  (void)guard("statistics", &err, [] {
+  (void)guard("statistics", [] {
     nbdkit_debug("radoscache: %s", statistics_text().c_str());
     return 0;
   });
@@ -317,8 +345,7 @@ int set_config(nbdkit_next_config* next, nbdkit_backend* nxdata,
   } else if (k == "cache-file") {
     char* const path = nbdkit_absolute_path(value);
     if (path == nullptr) return -1;
-    int err;
-    const int r = guard("config", &err, [&] {
+    const int r = guard_or_fail("config", [&] {
       config.file = path;
       return 0;
     });
@@ -388,9 +415,8 @@ bool consistent() {
 int config_complete(nbdkit_next_config_complete* next,
                     nbdkit_backend* nxdata) {
   if (!consistent()) return -1;
-  int err;
   // To say early that it cannot be made.
-  if (guard("cache-file", &err, [] {
+  if (guard_or_fail("cache-file", [] {
         if (!config.file.empty()) (void)open_cache_store(config.file);
         return 0;
       }) == -1)
@@ -406,16 +432,14 @@ int get_ready(int final_thread_model) {
 }
 
 int after_fork(nbdkit_backend* /*backend*/) {
-  int err;
-  return guard("start", &err, [] {
+  return guard_or_fail("start", [] {
     state = std::make_unique<State>();
     // Where requests must not be concurrent, clients write what is due.
     if (config.mode == Mode::writeback &&
         thread_model == NBDKIT_THREAD_MODEL_PARALLEL)
       state->writers.emplace(state->exports, state->dirty);
     state->on_signal.emplace([] {
-      int error;
-      (void)guard("statistics", &error, [] {
+      (void)guard("statistics", [] {
         const std::string line = "radoscache: " + statistics_text() + "\n";
         std::fputs(line.c_str(), stderr);
         std::fflush(stderr);
@@ -428,6 +452,10 @@ int after_fork(nbdkit_backend* /*backend*/) {
 
 void cleanup(nbdkit_backend* /*backend*/) {
   if (!state) return;
+  {
+    const std::scoped_lock lock(state->mutex);
+    for (const auto& c : state->connections) c.first->gate.shut();
+  }
   state->writers.reset();
   state->on_signal.reset();
   for (const auto& e : state->exports.all()) e->lose();
@@ -453,8 +481,7 @@ void* open_export(nbdkit_next_open* next, nbdkit_context* context,
   if (next(context, immutable() ? 1 : readonly, name) == -1) return nullptr;
   std::shared_ptr<const Promise> promise = take_promise();
   Connection* made = nullptr;
-  int err;
-  if (guard("open", &err, [&] {
+  if (guard("open", [&] {
         auto connection = std::make_unique<Connection>(name);
         connection->promise = std::move(promise);
         const std::scoped_lock lock(state->mutex);
@@ -462,7 +489,7 @@ void* open_export(nbdkit_next_open* next, nbdkit_context* context,
         state->connections.emplace(key, std::move(connection));
         made = key;
         return 0;
-      }) == -1)
+      }) != 0)
     return nullptr;
   return made;
 }
@@ -538,8 +565,7 @@ int prepare(nbdkit_next* next, void* handle, int /*readonly*/) {
                  block, minimum, maximum);
     return -1;
   }
-  int err;
-  return guard("prepare", &err, [&] {
+  return guard_or_fail("prepare", [&] {
     Connection& c = connection_of(handle);
     c.entry = state->exports.use(
         c.name,
@@ -564,13 +590,12 @@ int prepare(nbdkit_next* next, void* handle, int /*readonly*/) {
 int finalize(nbdkit_next* /*next*/, void* handle) {
   Connection& c = connection_of(handle);
   if (!c.channel) return 0;
-  int err;
-  const int r = guard("flush", &err,
-                      [&] { return c.entry->writes()->flush(c.channel->write); });
-  if (r == -1)
+  const int r = guard(
+      "flush", [&] { return c.entry->writes()->flush(c.channel->write); });
+  if (r != 0)
     nbdkit_error("radoscache: export \"%s\": what clients have written cannot "
                  "be written below: %s",
-                 c.name.c_str(), std::strerror(err));
+                 c.name.c_str(), std::strerror(r));
   else if (c.losses_told != c.entry->writes()->losses())
     nbdkit_error("radoscache: export \"%s\": some of what clients have written "
                  "was lost with the exclusive lock",
@@ -621,9 +646,11 @@ int read_clean(nbdkit_next* next, void* handle, char* to, std::uint32_t count,
 
 int pread(nbdkit_next* next, void* handle, void* buffer, std::uint32_t count,
           std::uint64_t offset, std::uint32_t flags, int* err) {
-  const Connection& c = connection_of(handle);
-  if (!c.entry) return next->pread(next, buffer, count, offset, flags, err);
-  return guard("pread", err, [&] {
+  return request("pread", handle, err, [&](const Connection& c) {
+    if (!c.entry)
+      return ask([&](int* e) {
+        return next->pread(next, buffer, count, offset, flags, e);
+      });
     char* const to = static_cast<char*>(buffer);
     if (const int r = state->exports.settle(*c.entry, count, offset); r != 0)
       return r;
@@ -642,12 +669,13 @@ int pread(nbdkit_next* next, void* handle, void* buffer, std::uint32_t count,
 }
 
 /// A change of the export.  call(flags, err) makes the request below; `data` is
-/// what the range has then.
+/// what the range has then.  Returns 0 or an errno.
 enum class Content { data, zeroes, unknown };
 template <class Call>
-int change(const char* operation, nbdkit_next* next, const Connection& c,
-           std::uint32_t count, std::uint64_t offset, std::uint32_t flags,
-           Content content, const char* data, int* err, Call&& call) {
+int change(nbdkit_next* next, const Connection& c, std::uint32_t count,
+           std::uint64_t offset, std::uint32_t flags, Content content,
+           const char* data, Call&& call) {
+  if (!c.entry) return ask([&](int* e) { return call(flags, e); });
   // FUA is promised where writes are kept, whatever the plugin can.
   bool flush_below = false;
   if (c.channel && (flags & NBDKIT_FLAG_FUA) != 0 &&
@@ -655,9 +683,9 @@ int change(const char* operation, nbdkit_next* next, const Connection& c,
     flags &= ~NBDKIT_FLAG_FUA;
     flush_below = next->can_flush(next) == 1;
   }
-  const int result = guard(operation, err, [&] {
-    if (const int r = state->exports.settle(*c.entry, count, offset); r != 0)
-      return r;
+  if (const int r = state->exports.settle(*c.entry, count, offset); r != 0)
+    return r;
+  {
     // Older data of this range must not come later.
     std::optional<WriteBack::Hold> hold;
     if (WriteBack* const writes = c.entry->writes();
@@ -669,14 +697,16 @@ int change(const char* operation, nbdkit_next* next, const Connection& c,
       hold.emplace(*writes, count, offset);
     }
     Exports::Changing changing(state->exports, *c.entry, count, offset);
-    const int r = ask([&](int* e) { return call(flags, e); });
-    if (r == 0 && content != Content::unknown) {
+    if (const int r = ask([&](int* e) { return call(flags, e); }); r != 0)
+      return r;
+    if (content != Content::unknown) {
       changing.done(data);
       if (hold) hold->superseded();
     }
-    return r;
-  });
-  return result == 0 && flush_below ? next->flush(next, 0, err) : result;
+  }
+  return flush_below
+             ? ask([&](int* e) { return next->flush(next, 0, e); })
+             : 0;
 }
 
 /// Keeps a write, or the first part of it; returns how many bytes.
@@ -708,69 +738,66 @@ std::uint32_t keep(Connection& c, const char* data, std::uint32_t count,
 int pwrite(nbdkit_next* next, void* handle, const void* buffer,
            std::uint32_t count, std::uint64_t offset, std::uint32_t flags,
            int* err) {
-  Connection& c = connection_of(handle);
-  if (!c.entry) return next->pwrite(next, buffer, count, offset, flags, err);
-  const char* data = static_cast<const char*>(buffer);
-  if (c.channel && (flags & NBDKIT_FLAG_FUA) == 0) {
+  return request("pwrite", handle, err, [&](Connection& c) {
+    const char* data = static_cast<const char*>(buffer);
     std::uint32_t kept = 0;
-    if (guard("pwrite", err, [&] {
-          kept = keep(c, data, count, offset);
-          return 0;
-        }) == -1)
-      return -1;
-    data += kept;
-    offset += kept;
-    count -= kept;
-    if (count == 0) return 0;
-  }
-  return change("pwrite", next, c, count, offset, flags, Content::data, data,
-                err, [&](std::uint32_t f, int* e) {
-                  return next->pwrite(next, data, count, offset, f, e);
-                });
+    if (c.channel && (flags & NBDKIT_FLAG_FUA) == 0) {
+      kept = keep(c, data, count, offset);
+      if (kept == count) return 0;
+    }
+    return change(next, c, count - kept, offset + kept, flags, Content::data,
+                  data + kept, [&](std::uint32_t f, int* e) {
+                    return next->pwrite(next, data + kept, count - kept,
+                                        offset + kept, f, e);
+                  });
+  });
 }
 
 int zero(nbdkit_next* next, void* handle, std::uint32_t count,
          std::uint64_t offset, std::uint32_t flags, int* err) {
-  const Connection& c = connection_of(handle);
-  if (!c.entry) return next->zero(next, count, offset, flags, err);
-  return change("zero", next, c, count, offset, flags, Content::zeroes, nullptr,
-                err, [&](std::uint32_t f, int* e) {
-                  return next->zero(next, count, offset, f, e);
-                });
+  return request("zero", handle, err, [&](const Connection& c) {
+    return change(next, c, count, offset, flags, Content::zeroes, nullptr,
+                  [&](std::uint32_t f, int* e) {
+                    return next->zero(next, count, offset, f, e);
+                  });
+  });
 }
 
 // What is trimmed reads as anything.
 int trim(nbdkit_next* next, void* handle, std::uint32_t count,
          std::uint64_t offset, std::uint32_t flags, int* err) {
-  const Connection& c = connection_of(handle);
-  if (!c.entry) return next->trim(next, count, offset, flags, err);
-  return change("trim", next, c, count, offset, flags, Content::unknown, nullptr,
-                err, [&](std::uint32_t f, int* e) {
-                  return next->trim(next, count, offset, f, e);
-                });
+  return request("trim", handle, err, [&](const Connection& c) {
+    return change(next, c, count, offset, flags, Content::unknown, nullptr,
+                  [&](std::uint32_t f, int* e) {
+                    return next->trim(next, count, offset, f, e);
+                  });
+  });
 }
 
 int flush(nbdkit_next* next, void* handle, std::uint32_t flags, int* err) {
-  Connection& c = connection_of(handle);
-  if (c.channel && guard("flush", err, [&] {
-        WriteBack& writes = *c.entry->writes();
-        if (state->writers) state->writers->notify();
-        const int r = writes.flush(c.channel->write);
-        const std::uint64_t losses = writes.losses();
-        if (c.losses_told.exchange(losses) != losses && r == 0)
-          return ESHUTDOWN;
-        return r;
-      }) == -1)
-    return -1;
-  return next->can_flush(next) == 1 ? next->flush(next, flags, err) : 0;
+  return request("flush", handle, err, [&](Connection& c) {
+    if (c.channel) {
+      WriteBack& writes = *c.entry->writes();
+      if (state->writers) state->writers->notify();
+      const int r = writes.flush(c.channel->write);
+      const std::uint64_t losses = writes.losses();
+      const bool lost = c.losses_told.exchange(losses) != losses;
+      if (r != 0) return r;
+      if (lost) return ESHUTDOWN;
+    }
+    if (next->can_flush(next) != 1) return 0;
+    return ask([&](int* e) { return next->flush(next, flags, e); });
+  });
 }
 
 int extents(nbdkit_next* next, void* handle, std::uint32_t count,
             std::uint64_t offset, std::uint32_t flags,
             struct nbdkit_extents* list, int* err) {
-  const Connection& c = connection_of(handle);
-  if (!c.entry) return next->extents(next, count, offset, flags, list, err);
-  return guard("extents", err, [&] {
+  return request("extents", handle, err, [&](const Connection& c) {
+    if (!c.entry)
+      return ask([&](int* e) {
+        return next->extents(next, count, offset, flags, list, e);
+      });
     if (const int r = state->exports.settle(*c.entry, count, offset); r != 0)
       return r;
     NotBelow not_below;
@@ -791,12 +818,20 @@ int extents(nbdkit_next* next, void* handle, std::uint32_t count,
 
 int cache(nbdkit_next* next, void* handle, std::uint32_t count,
           std::uint64_t offset, std::uint32_t flags, int* err) {
-  if (!connection_of(handle).entry)
-    return next->cache(next, count, offset, flags, err);
-  // It is only advice.
-  return guard("cache", err, [&] {
-    return read_clean(next, handle, nullptr, count, offset);
+  const int r = request("cache", handle, err, [&](const Connection& c) {
+    if (!c.entry)
+      return ask([&](int* e) {
+        return next->cache(next, count, offset, flags, e);
+      });
+    // More than there is room for would push out what has come before.
+    return read_clean(next, handle, nullptr,
+                      static_cast<std::uint32_t>(
+                          std::min<std::uint64_t>(count, State::room())),
+                      offset);
   });
+  // It is only advice.  nbdkit looks at *err where a callback fails (1.32.5:
+  // server/backend.c, backend_cache), so who gives none is told of no failure.
+  return err != nullptr ? r : 0;
 }
 
 struct nbdkit_filter make_filter() {

@@ -50,6 +50,12 @@ std::uint64_t below(std::uint64_t offset) {
   return offset + static_cast<std::uint64_t>(start);
 }
 
+/// A request fails.  The layer above may give err = NULL.
+int fail(int* err, int code) {
+  if (err != nullptr) *err = code;
+  return -1;
+}
+
 // Parameters ----------------------------------------------------------------
 
 int set_config(nbdkit_next_config* next, nbdkit_backend* nxdata,
@@ -157,9 +163,16 @@ int zero(nbdkit_next* next, void* /*handle*/, std::uint32_t count,
   return next->zero(next, count, below(offset), flags, err);
 }
 
+/// It is only advice, and nbdkit's filters readahead and scan give err = NULL.
+/// nbdkit writes to it, or looks at it, where a layer fails (1.32.5:
+/// server/plugins.c, plugin_cache; server/backend.c, backend_cache): the layers
+/// below get one, and who gives none is told of no failure.
 int cache(nbdkit_next* next, void* /*handle*/, std::uint32_t count,
           std::uint64_t offset, std::uint32_t flags, int* err) {
-  return next->cache(next, count, below(offset), flags, err);
+  int ignored = 0;
+  const int r = next->cache(next, count, below(offset), flags,
+                            err != nullptr ? err : &ignored);
+  return err != nullptr ? r : 0;
 }
 
 /// A list of extents knows where it starts and ends, and cuts what is added
@@ -171,17 +184,11 @@ int extents(nbdkit_next* next, void* handle, std::uint32_t count,
   if (start == 0) return next->extents(next, count, offset, flags, list, err);
 
   const std::int64_t size = get_size(next, handle);
-  if (size == -1) {
-    *err = EIO;
-    return -1;
-  }
+  if (size == -1) return fail(err, EIO);
   const std::unique_ptr<struct nbdkit_extents, FreeExtents> shifted(
       nbdkit_extents_new(below(offset),
                          below(static_cast<std::uint64_t>(size))));
-  if (!shifted) {
-    *err = errno;
-    return -1;
-  }
+  if (!shifted) return fail(err, errno);
   if (next->extents(next, count, below(offset), flags, shifted.get(), err) ==
       -1)
     return -1;
@@ -189,10 +196,8 @@ int extents(nbdkit_next* next, void* handle, std::uint32_t count,
   for (std::size_t i = 0; i < n; i++) {
     const struct nbdkit_extent e = nbdkit_get_extent(shifted.get(), i);
     if (nbdkit_add_extent(list, e.offset - static_cast<std::uint64_t>(start),
-                          e.length, e.type) == -1) {
-      *err = errno;
-      return -1;
-    }
+                          e.length, e.type) == -1)
+      return fail(err, errno);
   }
   return 0;
 }

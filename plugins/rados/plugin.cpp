@@ -15,12 +15,16 @@
 #include <csignal>
 #include <cstdint>
 #include <cstdio>
+#include <list>
 #include <memory>
+#include <mutex>
 #include <string>
+#include <utility>
 
 #include "coherence/coherence.hpp"
 #include "config.hpp"
 #include "gateway.hpp"
+#include "nbdkit/gate.hpp"
 #include "nbdkit/guard.hpp"
 #include "nbdkit/throughput.hpp"
 #include "rados/error.hpp"
@@ -40,16 +44,35 @@ std::unique_ptr<Config> config;
 std::unique_ptr<Gateway> gateway;
 Throughput throughput;
 
-Gateway::Use& use_of(void* handle) {
-  return *static_cast<Gateway::Use*>(handle);
-}
+/// One client: a handle of nbdkit's.
+struct Client {
+  Gateway::Use* use = nullptr;  ///< lives as long as the gateway
+  Gate gate;
+};
+std::mutex clients_mutex;
+std::list<Client> clients;  ///< guarded by clients_mutex
+
+Client& client_of(void* handle) { return *static_cast<Client*>(handle); }
+Gateway::Use& use_of(void* handle) { return *client_of(handle).use; }
 Image& image_of(void* handle) { return use_of(handle).image(); }
+
+/// Makes a request for a client.  Returns 0, or -1 and sets an errno.
+template <class Body>
+int request(const char* operation, void* handle, Body&& body) noexcept {
+  const Gate::Pass pass(client_of(handle).gate);
+  if (pass) return guard(operation, std::forward<Body>(body));
+  set_error(ESHUTDOWN);
+  return -1;
+}
 
 // Start and end -------------------------------------------------------------
 
 void load() { config = std::make_unique<Config>(); }
 
-void unload() { config.reset(); }
+void unload() {
+  clients.clear();
+  config.reset();
+}
 
 int set_config(const char* key, const char* value) {
   return guard("rados", [&] { config->set(key, value); });
@@ -101,7 +124,13 @@ int after_fork() {
                [] { gateway = std::make_unique<Gateway>(*config); });
 }
 
-void cleanup() { gateway.reset(); }
+void cleanup() {
+  {
+    const std::scoped_lock lock(clients_mutex);
+    for (Client& c : clients) c.gate.shut();
+  }
+  gateway.reset();
+}
 
 // Exports -------------------------------------------------------------------
 
@@ -138,15 +167,23 @@ const char* default_export(int /*readonly*/, int /*is_tls*/) {
 void* open_export(int readonly) {
   return guard("open", static_cast<void*>(nullptr), [&]() -> void* {
     const char* name = nbdkit_export_name();
-    Gateway::Use* const use = gateway->open(
-        config->export_spec(name ? name : ""), readonly == 0);
+    std::list<Client> made(1);
+    Client* const client = &made.front();
+    client->use = gateway->open(config->export_spec(name ? name : ""),
+                                readonly == 0);
     // For a cache above, which has called this.
-    offer_promise(use->image().promise());
-    return use;
+    offer_promise(client->use->image().promise());
+    const std::scoped_lock lock(clients_mutex);
+    clients.splice(clients.end(), made);
+    return client;
   });
 }
 
-void close_export(void* handle) { gateway->close(&use_of(handle)); }
+void close_export(void* handle) {
+  gateway->close(&use_of(handle));
+  const std::scoped_lock lock(clients_mutex);
+  clients.remove_if([&](const Client& c) { return &c == handle; });
+}
 
 const char* export_description(void* handle) {
   return use_of(handle).description();
@@ -214,22 +251,22 @@ int can_cache(void*) { return NBDKIT_CACHE_NONE; }
 
 int pread(void* handle, void* buffer, std::uint32_t count,
           std::uint64_t offset, std::uint32_t /*flags*/) {
-  const Throughput::Request request(throughput);
-  return guard("pread", [&] {
+  const Throughput::Request counted(throughput);
+  return request("pread", handle, [&] {
     image_of(handle).read(static_cast<char*>(buffer), count, offset);
   });
 }
 
 int pwrite(void* handle, const void* buffer, std::uint32_t count,
            std::uint64_t offset, std::uint32_t /*flags*/) {
-  const Throughput::Request request(throughput);
-  return guard("pwrite", [&] {
+  const Throughput::Request counted(throughput);
+  return request("pwrite", handle, [&] {
     image_of(handle).write(static_cast<const char*>(buffer), count, offset);
   });
 }
 
 int flush(void* handle, std::uint32_t /*flags*/) {
-  return guard("flush", [&] { image_of(handle).flush(); });
+  return request("flush", handle, [&] { image_of(handle).flush(); });
 }
 
 int zero(void* handle, std::uint32_t count, std::uint64_t offset,
@@ -239,7 +276,7 @@ int zero(void* handle, std::uint32_t count, std::uint64_t offset,
     set_error(EOPNOTSUPP);
     return -1;
   }
-  return guard("zero", [&] {
+  return request("zero", handle, [&] {
     image_of(handle).zero(count, offset,
                           may_free ? Image::Zero::free
                                    : Image::Zero::allocate);
@@ -248,7 +285,8 @@ int zero(void* handle, std::uint32_t count, std::uint64_t offset,
 
 int trim(void* handle, std::uint32_t count, std::uint64_t offset,
          std::uint32_t /*flags*/) {
-  return guard("trim", [&] { image_of(handle).trim(count, offset); });
+  return request("trim", handle,
+                 [&] { image_of(handle).trim(count, offset); });
 }
 
 // Clients that copy an image leave out what they are told reads as zeros, and
@@ -273,7 +311,7 @@ void add_difference(Difference& difference, std::uint32_t count,
 
 int extents(void* handle, std::uint32_t count, std::uint64_t offset,
             std::uint32_t flags, struct nbdkit_extents* list) {
-  return guard("extents", [&] {
+  return request("extents", handle, [&] {
     const bool one = (flags & NBDKIT_FLAG_REQ_ONE) != 0;
     if (Difference* const difference = use_of(handle).difference()) {
       add_difference(*difference, count, offset, one, list);

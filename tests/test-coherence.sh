@@ -21,7 +21,8 @@ start_servers() {
   for kind in writer writer reader; do
     options=()
     [ "$kind" = writer ] || options=(-r)
-    start_nbdkit "${options[@]}" rados "conf=$ceph_conf" pool=rbd lock=auto
+    start_nbdkit "${options[@]}" rados "conf=$ceph_conf" pool=rbd lock=auto \
+      lock-wait=0
     servers+=("$kind=$(uri "$1")")
     started+=("$nbdkit_pid")
   done

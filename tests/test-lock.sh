@@ -115,7 +115,7 @@ for n in 1 2 3 4; do
 done
 
 say "lock=auto: rbd bench takes it, and we take it back"
-start_rados pool=rbd image=kept lock=auto
+start_rados pool=rbd image=kept lock=auto lock-wait=1
 "$nbd_expect" "$(uri)" write 0 4096 6 ok , \
   run "rbd bench --io-type write --io-size 4K --io-total 200K --io-threads 2 --io-pattern seq rbd/kept >/dev/null" , \
   write 15M 4096 7 ok , read-is 15M 4096 7 , \
@@ -198,10 +198,10 @@ rbd_snap rbd/parent@s
 rbd clone --rbd-default-clone-format 2 --object-size 256K --stripe-unit 256K \
   --stripe-count 1 rbd/parent@s rbd/clone
 rbd_snap rbd/clone@before
-start_rados pool=rbd lock=auto
+start_rados pool=rbd lock=auto lock-wait=1
 one=$socket
 one_pid=$nbdkit_pid
-start_rados pool=rbd lock=auto
+start_rados pool=rbd lock=auto lock-wait=1
 for image in two clone; do
   rm -f "$tmp/model"
   if [ $image = two ]; then

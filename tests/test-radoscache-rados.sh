@@ -100,10 +100,10 @@ serve pool=rbd cache-assume=exclusive cache-mode=writeback
 stop_nbdkit
 
 say "two servers with caches hand the lock to and fro"
-serve pool=rbd image=other lock=auto
+serve pool=rbd image=other lock=auto lock-wait=0
 first=$(uri)
 start_nbdkit --filter=radoscache rados "conf=$ceph_conf" pool=rbd \
-  image=other lock=auto
+  image=other lock=auto lock-wait=0
 timeout 100 "$random_ops" --ops 60 --connections 2 --adopt --max-length 256K \
   "$first" "$(uri)" >/dev/null || die "two servers give different data"
 stop_nbdkit
@@ -154,10 +154,12 @@ EOF
 assert_same_bytes "$tmp/model" "$tmp/exported" "what was kept"
 
 say "two servers with write-back hand the lock to and fro"
-serve pool=rbd image=other lock=auto cache-mode=writeback cache-dirty-age=1
+serve pool=rbd image=other lock=auto lock-wait=0 \
+  cache-mode=writeback cache-dirty-age=1
 first=$(uri)
 start_nbdkit --filter=radoscache rados "conf=$ceph_conf" pool=rbd \
-  image=other lock=auto cache-mode=writeback cache-dirty-age=3600
+  image=other lock=auto lock-wait=0 \
+  cache-mode=writeback cache-dirty-age=3600
 # What one of them keeps, the other sees after a flush, or when it writes.
 timeout 100 "$random_ops" --ops 60 --connections 2 --adopt --max-length 256K \
   --flush-first "$first" "$(uri)" >/dev/null ||

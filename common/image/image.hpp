@@ -217,6 +217,9 @@ struct ImageOptions {
   /// At open, wait until a dead owner of the lock counts as dead, instead of
   /// failing at once.
   bool break_lock = false;
+  /// Where the lock is handed over: how long another client may have it
+  /// before it is asked for it, until that one is known to write.
+  std::chrono::seconds lock_wait = default_lock_wait;
   /// It is a parent: only read, and its child's link keeps it.
   bool backing = false;
   /// How many generations of children it has.

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
-// When an image's exclusive lock is taken.
+// When an image's exclusive lock is taken, and asked for.
 
 #ifndef NBDRADOS_IMAGE_LOCK_MODE_HPP
 #define NBDRADOS_IMAGE_LOCK_MODE_HPP
 
+#include <chrono>
 #include <cstdint>
 
 namespace nbdrados {
@@ -16,6 +17,10 @@ enum class LockMode : std::uint8_t {
   automatic,  // taken at the first write, handed over when asked for
   none,       // never taken: such an image cannot be written to
 };
+
+/// How long another client may have a lock that is handed over before it is
+/// asked for, until that client is known to write (image/lock_turns.hpp).
+inline constexpr std::chrono::seconds default_lock_wait{10};
 
 }  // namespace nbdrados
 

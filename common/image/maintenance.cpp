@@ -15,7 +15,8 @@ namespace nbdrados {
 
 Image::Maintenance::Maintenance(Image& image)
     : image_(image),
-      lock_(image.writable_ ? image.format_->lock() : nullptr) {
+      lock_(image.writable_ ? image.format_->lock() : nullptr),
+      turns_(image.options_.lock_wait) {
   if (!image_.traits_.header_oid.empty()) make_watch();
   image_.guarded_ = watch_ != nullptr || image_.format_->holds_lock();
 }
@@ -61,6 +62,8 @@ bool Image::Maintenance::answered_at_once(std::uint64_t notify_id,
   std::string answer;
   const bool ours = lock_ != nullptr && message.client &&
                     message.client->gid == lock_->client_id(0).gid;
+  const LockTurns::Client sender =
+      message.client ? LockTurns::Client(message.client->gid) : std::nullopt;
   switch (message.op) {
     case NotifyOp::request_lock:
       if (!owner_ || ours) break;
@@ -72,6 +75,7 @@ bool Image::Maintenance::answered_at_once(std::uint64_t notify_id,
         answer = encode_notify_response(0);
         const std::scoped_lock lock(mutex_);
         release_asked_ = true;
+        heir_ = sender;
       }
       break;
     case NotifyOp::acquired_lock:
@@ -79,11 +83,11 @@ bool Image::Maintenance::answered_at_once(std::uint64_t notify_id,
       if (ours) break;
       const std::scoped_lock lock(mutex_);
       if (message.op == NotifyOp::released_lock)
-        next_try_ = {};
+        turns_.free();
       else if (owner_)
         lock_doubtful_ = true;
       else
-        next_try_ = Clock::now() + lock_tenure;
+        turns_.acquired_by(sender, Clock::now());
       break;
     }
     case NotifyOp::async_progress:
@@ -168,7 +172,7 @@ void Image::Maintenance::work() {
       const auto something = [&] {
         return stopping_ || !notifications_.empty() || lost_watch_ != 0 ||
                release_asked_ || lock_doubtful_ ||
-               (wants() && Clock::now() >= next_try_);
+               (wants() && Clock::now() >= turns_.next_try());
       };
       const auto before = Clock::now();
       const auto deadline =
@@ -177,7 +181,8 @@ void Image::Maintenance::work() {
       // What is waited for can change while this waits.
       while (!something() && Clock::now() < deadline)
         wake_.wait_until(lock,
-                         wants() ? std::min(deadline, next_try_) : deadline);
+                         wants() ? std::min(deadline, turns_.next_try())
+                                 : deadline);
       if (stopping_) return;
       if (next_renewal_)
         *next_renewal_ -= std::chrono::duration_cast<std::chrono::milliseconds>(
@@ -186,9 +191,9 @@ void Image::Maintenance::work() {
       code = lost_watch_;
       release = std::exchange(release_asked_, false);
       doubtful = std::exchange(lock_doubtful_, false);
-      if (wants() && Clock::now() >= next_try_) {
+      if (wants() && Clock::now() >= turns_.next_try()) {
         try_now = true;
-        next_try_ = Clock::now() + lock_interval;
+        turns_.trying(Clock::now());
         // A writer that comes from now on asks again.
         lock_wanted_ = false;
       }
@@ -202,9 +207,8 @@ void Image::Maintenance::work() {
         restore_watch("another client says that it has the exclusive lock");
       if (release && lock_ != nullptr && lock_->held()) {
         {
-          // It is the other one's turn.  When he has taken it, he says so.
           const std::scoped_lock lock(mutex_);
-          next_try_ = Clock::now() + lock_interval;
+          turns_.handing_over(heir_, Clock::now());
         }
         hand_over();
         continue;
@@ -330,7 +334,7 @@ void Image::Maintenance::lock_at_open() {
          ExclusiveLock::Result::acquired) {
     if (!image_.options_.break_lock || Clock::now() >= deadline)
       throw Error(EBUSY, lock_->owner_text());
-    std::this_thread::sleep_for(lock_interval);
+    std::this_thread::sleep_for(LockTurns::interval);
   }
   locked();
 }
@@ -341,13 +345,23 @@ void Image::Maintenance::locked() {
   try {
     image_.publish_locked();
     const std::scoped_lock lock(mutex_);
-    next_try_ = {};
+    turns_.free();
   } catch (...) {
     owner_ = false;
     lock_->release();
     throw;
   }
   lock_->announce_acquired(watch_->cookie());
+}
+
+/// Whether it is time to ask the lock's owner for it.
+bool Image::Maintenance::may_ask() {
+  const std::optional<LockOwner>& owner = lock_->owner();
+  if (!owner) return true;
+  const auto number =
+      static_cast<std::uint64_t>(owner->holder.entity_number);
+  const std::scoped_lock lock(mutex_);
+  return turns_.ask(number, Clock::now());
 }
 
 /// Tries to get the lock for the writers that wait.
@@ -358,7 +372,7 @@ void Image::Maintenance::try_lock() {
       locked();
       return;
     }
-    if (lock_->request_release(watch_->cookie()) == -EROFS) {
+    if (may_ask() && lock_->request_release(watch_->cookie()) == -EROFS) {
       image_.refuse_writers(Error(
           EROFS, lock_->owner_text() + " and does not hand the lock over"));
       return;

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "image/image.hpp"
+#include "image/lock_turns.hpp"
 
 namespace nbdrados {
 
@@ -58,18 +59,12 @@ class Image::Maintenance final : public WatchHandler {
 
  private:
   using Notifications = std::vector<std::pair<std::uint64_t, std::uint64_t>>;
-  using Clock = std::chrono::steady_clock;
+  using Clock = LockTurns::Clock;
 
   /// How often to look whether the watch is alive.  An OSD drops a watch
   /// after 30 seconds (osd_client_watch_timeout), and who is cut off is not
   /// told.
   static constexpr std::chrono::seconds check_interval{5};
-  /// How long after a request for the lock to ask again, if nobody says
-  /// that it is free.
-  static constexpr std::chrono::seconds lock_interval{1};
-  /// How long another client may have the lock before it is asked for: enough
-  /// for a snapshot or a resize, which librbd begins anew when it is asked.
-  static constexpr std::chrono::milliseconds lock_tenure{100};
   /// With break_lock: until a dead owner's watch is dropped, and some more.
   static constexpr std::chrono::seconds dead_owner_limit{40};
 
@@ -84,6 +79,7 @@ class Image::Maintenance final : public WatchHandler {
   void acknowledge(std::uint64_t notify_id, std::uint64_t cookie,
                    std::string_view answer);
 
+  [[nodiscard]] bool may_ask();
   void try_lock();
   void locked();
   void hand_over();
@@ -107,8 +103,9 @@ class Image::Maintenance final : public WatchHandler {
   Notifications notifications_;  // guarded by mutex_
   int lost_watch_ = 0;           // guarded by mutex_: positive errno
   bool lock_wanted_ = false;     // guarded by mutex_: by a writer here
-  Clock::time_point next_try_{};  // guarded by mutex_: for the lock
+  LockTurns turns_;              // guarded by mutex_
   bool release_asked_ = false;   // guarded by mutex_: by another client
+  LockTurns::Client heir_;       // guarded by mutex_: which one
   bool lock_doubtful_ = false;   // guarded by mutex_: somebody says so
   bool stopping_ = false;        // guarded by mutex_
   std::thread thread_;

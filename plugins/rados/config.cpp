@@ -48,6 +48,8 @@ const char* const config_help =
     "data-pool=<POOL>           The pool for the data of the new image.\n"
     "lock=exclusive|auto|none   The exclusive lock (default exclusive).\n"
     "break-lock=true            Wait for a dead owner's lock.\n"
+    "lock-wait=<SECONDS>        With lock=auto: how long others may maintain the\n"
+    "                           image before writes go on (default 10).\n"
     "extents=exact|object|off   How exact block status is (default exact).\n"
     "discard-granularity=<SIZE> Trims are rounded inwards to it (default 64K).\n"
     "full=error|wait            When cluster or pool are full (default error).";
@@ -207,6 +209,11 @@ void Config::set(const std::string& key, const std::string& value) {
       bad("lock=" + value + " is not one of exclusive, auto, none");
   } else if (key == "break-lock") {
     break_lock = parse_bool(key, value);
+  } else if (key == "lock-wait") {
+    const unsigned seconds = parse_unsigned(key, value);
+    if (seconds > 86400)
+      bad("lock-wait=" + value + " is not in the range 0 to 86400");
+    lock_wait = std::chrono::seconds(seconds);
   } else if (key == "extents") {
     if (value == "exact")
       extents = ExtentsMode::exact;

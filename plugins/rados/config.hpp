@@ -5,6 +5,7 @@
 #ifndef NBDRADOS_PLUGIN_CONFIG_HPP
 #define NBDRADOS_PLUGIN_CONFIG_HPP
 
+#include <chrono>
 #include <cstdint>
 #include <optional>
 #include <set>
@@ -40,6 +41,7 @@ class Config {
   CreateOptions create_options;
   LockMode lock = LockMode::exclusive;
   bool break_lock = false;
+  std::chrono::seconds lock_wait = default_lock_wait;
   ExtentsMode extents = ExtentsMode::exact;
   std::uint64_t discard_granularity = 0;  // bytes; 0: the default
 

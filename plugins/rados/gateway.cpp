@@ -60,6 +60,7 @@ std::shared_ptr<Image> Gateway::make_image(const ImageSpec& spec,
   options.writable = how.writable;
   options.lock = config_.lock;
   options.break_lock = config_.break_lock;
+  options.lock_wait = config_.lock_wait;
   options.extents = config_.extents;
   options.discard_granularity = config_.discard_granularity;
   options.workers = workers_;

@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "image/exclusive_lock.hpp"
+#include "image/lock_turns.hpp"
 #include "rados/error.hpp"
 #include "rados/fault_store.hpp"
 #include "rados/memory_store.hpp"
@@ -885,6 +886,97 @@ class ExclusiveLockTest : public CppUnit::TestFixture {
   std::unique_ptr<ExclusiveLock> lock_;
 };
 
+/// Times are those after the start.
+class LockTurnsTest : public CppUnit::TestFixture {
+  CPPUNIT_TEST_SUITE(LockTurnsTest);
+  CPPUNIT_TEST(who_maintains_is_left_alone);
+  CPPUNIT_TEST(who_keeps_it_is_a_writer);
+  CPPUNIT_TEST(handing_over_begins_the_turn);
+  CPPUNIT_TEST(nobody_says_anything);
+  CPPUNIT_TEST(patience_of_nothing);
+  CPPUNIT_TEST(writers_are_forgotten);
+  CPPUNIT_TEST_SUITE_END();
+
+ public:
+  void who_maintains_is_left_alone() {
+    LockTurns turns(10s);
+    turns.acquired_by(1, at(5s));
+    // That it is free shows by trying, without asking.
+    CPPUNIT_ASSERT(turns.next_try() == at(6s));
+    CPPUNIT_ASSERT(!turns.ask(1, at(6s)));
+    CPPUNIT_ASSERT(turns.next_try() == at(7s));
+    CPPUNIT_ASSERT(!turns.ask(1, at(14500ms)));
+    CPPUNIT_ASSERT(turns.next_try() == at(15s));
+    // It says so: at once.
+    turns.free();
+    CPPUNIT_ASSERT(turns.next_try() <= at(0s));
+    // It comes again.
+    turns.acquired_by(1, at(20s));
+    CPPUNIT_ASSERT(!turns.ask(1, at(29999ms)));
+  }
+
+  void who_keeps_it_is_a_writer() {
+    LockTurns turns(10s);
+    turns.acquired_by(1, at(0s));
+    CPPUNIT_ASSERT(turns.ask(1, at(10s)));
+    turns.free();
+    turns.acquired_by(1, at(11s));
+    CPPUNIT_ASSERT(turns.next_try() == at(11100ms));
+    CPPUNIT_ASSERT(!turns.ask(1, at(11099ms)));
+    CPPUNIT_ASSERT(turns.ask(1, at(11100ms)));
+    // Another one may have it for longer.
+    turns.acquired_by(2, at(12s));
+    CPPUNIT_ASSERT(!turns.ask(2, at(21s)));
+  }
+
+  void handing_over_begins_the_turn() {
+    LockTurns turns(10s);
+    turns.handing_over(1, at(0s));
+    CPPUNIT_ASSERT(turns.next_try() == at(1s));
+    CPPUNIT_ASSERT(!turns.ask(1, at(1s)));
+    CPPUNIT_ASSERT(turns.ask(1, at(10s)));
+    // A writer needs time to take it, too.
+    turns.handing_over(1, at(20s));
+    CPPUNIT_ASSERT(turns.next_try() == at(21s));
+    turns.acquired_by(1, at(20500ms));
+    CPPUNIT_ASSERT(turns.next_try() == at(20600ms));
+  }
+
+  // Who has had the lock for longer than we know is asked at once.
+  void nobody_says_anything() {
+    LockTurns turns(10s);
+    CPPUNIT_ASSERT(turns.ask(1, at(0s)));
+    turns.trying(at(0s));
+    CPPUNIT_ASSERT(turns.next_try() == at(1s));
+    // One that is too old to say who it is.
+    turns.acquired_by(std::nullopt, at(2s));
+    CPPUNIT_ASSERT(turns.ask(7, at(2100ms)));
+  }
+
+  void patience_of_nothing() {
+    LockTurns turns(0s);
+    turns.acquired_by(1, at(0s));
+    CPPUNIT_ASSERT(!turns.ask(1, at(99ms)));
+    CPPUNIT_ASSERT(turns.ask(1, at(100ms)));
+  }
+
+  void writers_are_forgotten() {
+    LockTurns turns(10s);
+    for (std::uint64_t client = 1; client <= 65; ++client)
+      CPPUNIT_ASSERT(turns.ask(client, at(0s)));
+    turns.acquired_by(2, at(1s));
+    CPPUNIT_ASSERT(turns.ask(2, at(2s)));
+    turns.acquired_by(1, at(3s));
+    CPPUNIT_ASSERT(!turns.ask(1, at(4s)));
+  }
+
+ private:
+  static LockTurns::Clock::time_point at(std::chrono::milliseconds time) {
+    return LockTurns::Clock::time_point(1h) + time;
+  }
+};
+
 CPPUNIT_TEST_SUITE_REGISTRATION(ExclusiveLockTest);
+CPPUNIT_TEST_SUITE_REGISTRATION(LockTurnsTest);
 
 }  // namespace

@@ -21,6 +21,7 @@
 #include "image/catalog.hpp"
 #include "image/exclusive_lock.hpp"
 #include "image/image.hpp"
+#include "image/lock_turns.hpp"
 #include "image/published.hpp"
 #include "image/striper_metadata.hpp"
 #include "image/worker_pool.hpp"
@@ -29,6 +30,8 @@
 #include "rados/memory_store.hpp"
 #include "rbd/directory.hpp"
 #include "rbd/format1.hpp"
+#include "rbd/encoding.hpp"
+#include "rbd/watch_notify.hpp"
 #include "no-blocklister.hpp"
 
 namespace {
@@ -107,6 +110,7 @@ struct Bench {
     how.discard_granularity = granularity;
     how.workers = workers;
     how.lock = LockMode::automatic;
+    how.lock_wait = lock_wait;
     how.log = [this](const std::string& line, bool) {
       const std::scoped_lock lock(log_mutex);
       log.push_back(line);
@@ -162,6 +166,7 @@ struct Bench {
       std::make_shared<TestFormat::State>();
   std::shared_ptr<WorkerPool> workers = std::make_shared<WorkerPool>(4);
   std::uint64_t granularity = 0;
+  std::chrono::seconds lock_wait = default_lock_wait;
   std::mutex log_mutex;
   std::vector<std::string> log;
   std::unique_ptr<Image> image;
@@ -759,6 +764,7 @@ class TestMetadata : public CppUnit::TestFixture {
   CPPUNIT_TEST(blocklisted_client);
   CPPUNIT_TEST(blocklisted_client_that_wants_the_lock);
   CPPUNIT_TEST(owner_of_the_lock_always_watches);
+  CPPUNIT_TEST(other_clients_have_their_turns);
   CPPUNIT_TEST(noise_in_the_header);
   CPPUNIT_TEST(a_timeout_is_no_verdict);
   CPPUNIT_TEST(unread_notification_holds_writes);
@@ -972,6 +978,130 @@ class TestMetadata : public CppUnit::TestFixture {
     b.store.release();
     closed.get();
     CPPUNIT_ASSERT_EQUAL(std::size_t{0}, b.memory.watchers("header"));
+  }
+
+  /// Another client that takes the lock and gives it back.
+  class OtherClient final : public WatchHandler {
+   public:
+    OtherClient(MemoryStore& store, std::uint64_t number)
+        : store_(store),
+          client_{.gid = number, .handle = number},
+          watch_(store.watch_as({.address = "192.0.2.2:0/7",
+                                 .client = number,
+                                 .cookie = client_.handle},
+                                "header", *this)) {
+      store.on_exec("lock", "lock",
+                    [this](auto&, auto, auto&) { return owner ? -EBUSY : 0; });
+      store.on_exec("lock", "unlock", [](auto&, auto, auto&) { return 0; });
+      store.on_exec("lock", "get_info", [this](auto&, auto, auto& out) {
+        out = lock_info();
+        return 0;
+      });
+    }
+    /// As librbd does when it wants the lock.
+    void take() {
+      free_ = false;
+      CPPUNIT_ASSERT_EQUAL(
+          0, store_.notify("header", encode_notify_request_lock(client_), 5s));
+      CPPUNIT_ASSERT(eventually([&] { return free_.load(); }));
+      owner = true;
+      CPPUNIT_ASSERT_EQUAL(
+          0, store_.notify("header", encode_notify_acquired_lock(client_), 5s));
+    }
+    void give_back() {
+      owner = false;
+      CPPUNIT_ASSERT_EQUAL(
+          0, store_.notify("header", encode_notify_released_lock(client_), 5s));
+    }
+    void notified(std::uint64_t id, std::uint64_t cookie,
+                  std::string_view payload) noexcept override {
+      std::string answer;
+      const NotifyMessage message = decode_notify(payload);
+      if (message.op == NotifyOp::request_lock && owner) {
+        ++asked;
+        answer = encode_notify_response(0);
+      }
+      if (message.op == NotifyOp::released_lock) free_ = true;
+      store_.notify_ack("header", id, cookie, answer);
+    }
+    void watch_lost(int) noexcept override {}
+
+    std::atomic<bool> owner{false};
+    std::atomic<int> asked{0};
+
+   private:
+    std::string lock_info() {
+      Encoder out;
+      out.frame(1, 1, [&] {
+        out.u32(owner ? 1 : 0);
+        if (owner) {
+          out.frame(1, 1, [&] {
+            out.u8(8).i64(static_cast<std::int64_t>(client_.gid));
+            out.string("auto " + std::to_string(client_.handle));
+          });
+          out.frame(1, 1, [&] {
+            out.u32(0).u32(0).u8(1);
+            out.frame(1, 1, [&] { out.u32(0).u32(0).string(""); });
+            out.string("");
+          });
+        }
+        out.u8(1).string("internal");
+      });
+      return out.take();
+    }
+
+    MemoryStore& store_;
+    const NotifyClient client_;
+    std::atomic<bool> free_{false};
+    std::unique_ptr<Watch> watch_;
+  };
+
+  void other_clients_have_their_turns() {
+    Bench b(Layout(4 * K, 4 * K, 1), 64 * K);
+    b.lock_wait = 1s;
+    b.make(Layout(4 * K, 4 * K, 1));
+    OtherClient other(b.memory, 4200);
+    b.set_view({.size = 64 * K, .lockable = true});
+    b.image->refresh();
+    b.write("a", 0);
+
+    // It has something to do that takes time, and is left alone.
+    const auto start_write = [&] {
+      return std::async(std::launch::async, [&] { b.write("b", 0); });
+    };
+    other.take();
+    auto write = start_write();
+    CPPUNIT_ASSERT(write.wait_for(600ms) == std::future_status::timeout);
+    CPPUNIT_ASSERT_EQUAL(0, other.asked.load());
+    other.give_back();
+    CPPUNIT_ASSERT(write.wait_for(5s) == std::future_status::ready);
+    CPPUNIT_ASSERT_EQUAL(0, other.asked.load());
+
+    // It keeps the lock: it is asked when the patience is at its end ...
+    const auto asked_after = [&] {
+      const auto start = std::chrono::steady_clock::now();
+      const int before = other.asked;
+      other.take();
+      write = start_write();
+      CPPUNIT_ASSERT(eventually([&] { return other.asked > before; }));
+      const auto time = std::chrono::steady_clock::now() - start;
+      other.give_back();
+      CPPUNIT_ASSERT(write.wait_for(5s) == std::future_status::ready);
+      return time;
+    };
+    const auto first = asked_after();
+    CPPUNIT_ASSERT(first >= 1s && first < 4s);
+    // ... and from then on much earlier.
+    const auto second = asked_after();
+    CPPUNIT_ASSERT(second >= LockTurns::writers_turn && second < 900ms);
+
+    // It forgets to say that the lock is free.
+    OtherClient silent(b.memory, 4300);
+    silent.take();
+    write = start_write();
+    silent.owner = false;
+    CPPUNIT_ASSERT(write.wait_for(5s) == std::future_status::ready);
+    CPPUNIT_ASSERT_EQUAL(0, silent.asked.load());
   }
 
   void noise_in_the_header() {

@@ -358,8 +358,7 @@ void Image::Maintenance::locked() {
 bool Image::Maintenance::may_ask() {
   const std::optional<LockOwner>& owner = lock_->owner();
   if (!owner) return true;
-  const auto number =
-      static_cast<std::uint64_t>(owner->holder.entity_number);
+  const auto number = static_cast<std::uint64_t>(owner->holder.entity_number);
   const std::scoped_lock lock(mutex_);
   return turns_.ask(number, Clock::now());
 }

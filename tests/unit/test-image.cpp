@@ -29,8 +29,8 @@
 #include "rados/fault_store.hpp"
 #include "rados/memory_store.hpp"
 #include "rbd/directory.hpp"
-#include "rbd/format1.hpp"
 #include "rbd/encoding.hpp"
+#include "rbd/format1.hpp"
 #include "rbd/watch_notify.hpp"
 #include "no-blocklister.hpp"
 

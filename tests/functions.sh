@@ -232,6 +232,61 @@ random_file() {
 # fill_file FILE BYTES BYTE: BYTE is an octal escape without \, e.g. 141.
 fill_file() { head -c "$2" /dev/zero | tr '\0' "\\$3" >"$1"; }
 
+# odd_writes SIZE SEED: steps for nbd-expect that write the last byte of a disk
+# and 20 pieces of 1 to 1500 bytes at any byte.
+odd_writes() {
+  awk -v size="$1" -v seed="$2" 'BEGIN {
+    srand(seed)
+    printf "write end-1 1 250 ok"
+    for (i = 1; i <= 20; i++) {
+      n = 1 + int(rand() * 1500)
+      printf " , write %d %d %d ok", int(rand() * (size - n)), n, i
+    }
+  }'
+}
+
+# make_bytewise FILE all|one: a disk of 30300 bytes and, in the array bytewise,
+# the words that make nbdkit serve it with block status that is exact to the
+# byte and has all four types; an answer is all of it, or one extent.
+make_bytewise() {
+  random_file "$tmp/bytewise-piece" 30300
+  truncate -s 30300 "$1"
+  local offset length type list="cat $1.list"
+  awk 'BEGIN {
+    at = 0; srand(9)
+    split("hole,zero data zero hole data hole,zero data", types)
+    while (at < 30300) {
+      n = 1 + int(rand() * (n % 7 ? 1500 : 300))
+      if (n > 30300 - at) n = 30300 - at
+      print at, n, types[i++ % 7 + 1]
+      at += n
+    }
+  }' >"$1.list"
+  while read -r offset length type; do
+    [[ $type == *zero ]] || dd if="$tmp/bytewise-piece" of="$1" \
+      iflag=skip_bytes,count_bytes oflag=seek_bytes skip="$offset" \
+      seek="$offset" count="$length" conv=notrunc status=none
+  done <"$1.list"
+  sed -i 's/data$//' "$1.list"
+  [ "$2" = all ] ||
+    list="awk -v at=\$4 '\$1 + \$2 > at { print; exit }' $1.list"
+  bytewise=(eval get_size='echo 30300' thread_model='echo parallel'
+    pread="dd if=$1 iflag=skip_bytes,count_bytes skip=\$4 count=\$3 \
+      status=none" can_extents='exit 0' extents="$list")
+}
+
+# same_qemu_copy EXPORT FILE [WHEN]: its block status is in sectors of 512
+# bytes, and qemu-img, which relies on that, copies what the file has.  (qemu
+# rounds sizes up.)
+same_qemu_copy() {
+  nbdinfo --map "$(uri "$1")" >"$tmp/qemu-map"
+  awk '$1 % 512 { exit 1 }' "$tmp/qemu-map" ||
+    die "block status within sectors${3:+ ($3)}: $(cat "$tmp/qemu-map")"
+  qemu-img convert -f raw -O raw "$(uri "$1")" "$tmp/qemu-copy"
+  truncate -s "$(stat -c %s "$2")" "$tmp/qemu-copy"
+  assert_same_bytes "$2" "$tmp/qemu-copy" "qemu-img copies '$1'${3:+ ($3)}"
+}
+
 # -------------------------------------------------------------------- ceph
 
 # start_ceph [OPTION...]: a throw-away cluster (options of mini-ceph start).

@@ -6,7 +6,7 @@
 # question; nothing of one export is told of another.  Needs no Ceph.
 
 source "$(dirname "$0")/functions.sh"
-requires_program nbdkit nbdinfo
+requires_program nbdkit nbdinfo qemu-img
 requires nbdkit --filter=log --filter=delay null --version
 requires nbdkit eval --version
 requires_built "$nbd_expect" "$random_ops" \
@@ -81,6 +81,18 @@ done
 assert_eq 1 "$(asked)" "questions for parts"
 stop_nbdkit
 
+# In sectors of 512 bytes, whatever the plugin knows, and however much of it it
+# tells at once; also where nothing is cached.
+for words in "all cache-assume=immutable" "one cache-assume=immutable" \
+  "one cache-assume=exclusive cache-mode=writeback" "all cache-mode=none" \
+  one; do
+  read -ra words <<<"$words"
+  make_bytewise "$tmp/bytes" "${words[0]}"
+  start_nbdkit --filter=radoscache "${bytewise[@]}" "${words[@]:1}"
+  same_qemu_copy "" "$tmp/bytes" "${words[*]}"
+  stop_nbdkit
+done
+
 # A hole of more than 4 GiB, in the largest request: nbdkit 1.32.5 would
 # abort on an extent that goes beyond it.
 start_nbdkit --filter=radoscache --filter=log memory 20G \
@@ -88,6 +100,9 @@ start_nbdkit --filter=radoscache --filter=log memory 20G \
 "$nbd_expect" "$(uri)" extents 0 4294967295 4294967295:hole , \
   extents 1G 64K 65536:hole , extents 5G 4294967295 4294967295:hole
 assert_eq 2 "$(asked)" "questions about a hole"
+# The sectors of the largest requests are more than a request can have.
+"$nbd_expect" "$(uri)" status 10000000001 4294967295 ok , \
+  status 9999999999 4294967295 ok req-one
 
 # Changes are seen at once, on this connection and on others; other places
 # are not asked about again.

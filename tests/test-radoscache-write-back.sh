@@ -7,7 +7,7 @@
 # Ceph.
 
 source "$(dirname "$0")/functions.sh"
-requires_program nbdkit
+requires_program nbdkit nbdinfo qemu-img
 requires nbdkit --filter=log --filter=error null --version
 requires nbdkit eval --version
 requires /usr/bin/python3 -c 'import nbd'
@@ -68,6 +68,36 @@ serve file "$tmp/disk" cache-dirty-age=3600
   write 64K 4K 1 ok , extents 0 1M 65536:hole,4096:data,978944:hole , \
   run "! grep -q ' Write id=' $tmp/log" , \
   flush ok , extents 64K 4K 4096:data req-one
+stop_nbdkit
+
+# In sectors: what is kept makes all of its sectors data, also where only the
+# layer below knows the rest of them, and to whoever asks.
+make_bytewise "$tmp/bytes" all
+cp "$tmp/bytes" "$tmp/model"
+for words in "511 2 1" "1100 600 2" "8191 1025 3" "30299 1 4"; do
+  read -r offset length byte <<<"$words"
+  fill_file "$tmp/piece" "$length" "$byte"
+  dd if="$tmp/piece" of="$tmp/model" oflag=seek_bytes seek="$offset" \
+    conv=notrunc status=none
+done
+serve "${bytewise[@]}" can_write='exit 0' can_multi_conn='exit 0' \
+  pwrite="dd of=$tmp/bytes oflag=seek_bytes seek=\$4 conv=notrunc" \
+  cache-dirty-age=3600
+"$nbd_expect" "$(uri)" write 511 2 1 ok , write 1100 600 2 ok , \
+  write 8191 1025 3 ok , write end-1 1 4 ok , \
+  run "! grep -q ' Write id=' $tmp/log" , \
+  extents 8000 300 300:data , extents 30299 1 1:data , extents 512 1 1:data , \
+  run "qemu-img convert -f raw -O raw '$(uri)' $tmp/copy"
+stop_nbdkit
+truncate -s 30300 "$tmp/copy"
+assert_same_bytes "$tmp/model" "$tmp/copy" "qemu-img copies what is kept"
+start_nbdkit --filter=radoscache memory 1000300 cache-assume=exclusive \
+  cache-mode=writeback cache-dirty-age=3600
+"$nbd_expect" "$(uri)" write 1000 600 1 ok , write end-1 1 2 ok , \
+  extents 0 64K 512:hole,1536:data,63488:hole , extents 600 1 1:data , \
+  extents 512 2K 1536:data req-one , extents 2047 64K 1:data req-one , \
+  extents 100 413 412:hole,1:data , extents end-300 300 300:data , \
+  run "'$nbd_expect' '$(uri b)' extents 512 4 4:data"
 stop_nbdkit
 
 say "old data is written without a request"

@@ -25,8 +25,8 @@
 // a change has nothing more to forget when it ends.
 //
 // Changes are rounded outwards to `grain` bytes: file systems allocate in such
-// steps, and clients and filters get extents that are as aligned as their
-// requests.
+// steps, and what is known is known of whole sectors (see sectors.hpp), as
+// answers are.
 
 #ifndef NBDRADOS_CACHE_CACHED_EXTENTS_HPP
 #define NBDRADOS_CACHE_CACHED_EXTENTS_HPP
@@ -40,6 +40,7 @@
 #include <vector>
 
 #include "cache/cached_disk.hpp"
+#include "layout/sectors.hpp"
 
 namespace nbdrados {
 
@@ -55,12 +56,7 @@ class CachedExtents {
     std::uint64_t length;
     bool operator==(const Range&) const = default;
   };
-  struct Extent {
-    std::uint64_t offset;
-    std::uint64_t length;
-    std::uint32_t type;  ///< only compared; 0 is data
-    bool operator==(const Extent&) const = default;
-  };
+  using Extent = StatusExtent;  ///< types are only compared
 
   /// What an extent that is remembered costs at most: a node of a std::map
   /// of 56 bytes and what malloc adds to it.
@@ -79,6 +75,9 @@ class CachedExtents {
   CachedExtents(std::uint64_t size, std::size_t limit);
   CachedExtents(const CachedExtents&) = delete;
   CachedExtents& operator=(const CachedExtents&) = delete;
+
+  /// Of the disk, in bytes.
+  [[nodiscard]] std::uint64_t size() const noexcept { return size_; }
 
   /// What is known from `offset` on, without a gap; nothing if nothing is.
   /// All but the last begin before offset + length, each differs in type from

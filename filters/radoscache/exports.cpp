@@ -165,7 +165,7 @@ std::shared_ptr<Exports::Export> Exports::use(
   return next->back();
 }
 
-int Exports::settle(const Export& which, std::uint32_t count,
+int Exports::settle(const Export& which, std::uint64_t count,
                     std::uint64_t offset) {
   if (!which.shared_ || options_.dirty == nullptr ||
       options_.dirty->used() == 0)
@@ -179,7 +179,7 @@ int Exports::settle(const Export& which, std::uint32_t count,
       continue;
     (void)e->with_channel([&](const WriteBack::Write& write) {
       if (const int error = writes->write_out(
-              std::min<std::uint64_t>(count, size - offset), offset, write);
+              std::min(count, size - offset), offset, write);
           r == 0)
         r = error;
     });

@@ -177,7 +177,7 @@ class Exports {
 
   /// Before a range of `which` is read or changed: the others that may be the
   /// same disk write what they keep of it.  Returns 0 or an errno.
-  [[nodiscard]] int settle(const Export& which, std::uint32_t count,
+  [[nodiscard]] int settle(const Export& which, std::uint64_t count,
                            std::uint64_t offset);
 
   /// All exports that anybody may read, for a change of one of them.

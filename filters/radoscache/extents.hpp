@@ -21,20 +21,26 @@
 
 namespace nbdrados {
 
+/// The filter's .extents where nothing is cached: what the layer below says, in
+/// whole sectors of 512 bytes (see layout/sectors.hpp), and no more than was
+/// asked for.  The parameters are as nbdkit gives them.
+///
+/// Returns 0 or an errno; a message has been given to nbdkit then.  May throw
+/// std::bad_alloc.
+[[nodiscard]] int block_status(nbdkit_next* next, std::uint32_t count,
+                               std::uint64_t offset, std::uint32_t flags,
+                               struct nbdkit_extents* list);
+
 /// What has been written in a range but is not below yet, in any order.
 using NotBelow = std::function<std::vector<CachedExtents::Range>(
     const CachedExtents::Range&)>;
 
-/// The filter's .extents: the parameters as nbdkit gives them.  `version` is
-/// what the export may be remembered under (read before the call), 0 for not
-/// now.  No more is answered than was asked for.
+/// The same with what is remembered.  `version` is what the export may be
+/// remembered under (read before the call), 0 for not now.
 ///
 /// What `not_below` returns is given to the client as data.  It is called before
 /// anything else, and whoever takes data below must end the change
 /// (CachedExtents::Changing) before not_below() stops returning its range.
-///
-/// Returns 0 or an errno; a message has been given to nbdkit then.  May throw
-/// std::bad_alloc.
 [[nodiscard]] int cached_block_status(
     nbdkit_next* next, std::uint32_t count, std::uint64_t offset,
     std::uint32_t flags, struct nbdkit_extents* list, CachedExtents& known,

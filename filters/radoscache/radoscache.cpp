@@ -794,11 +794,12 @@ int extents(nbdkit_next* next, void* handle, std::uint32_t count,
             std::uint64_t offset, std::uint32_t flags,
             struct nbdkit_extents* list, int* err) {
   return request("extents", handle, err, [&](const Connection& c) {
-    if (!c.entry)
-      return ask([&](int* e) {
-        return next->extents(next, count, offset, flags, list, e);
-      });
-    if (const int r = state->exports.settle(*c.entry, count, offset); r != 0)
+    if (!c.entry) return block_status(next, count, offset, flags, list);
+    const std::uint64_t begin = sector_begin(offset);
+    const std::uint64_t end =
+        sector_end(offset + count, c.entry->disk().shape().size);
+    if (const int r = state->exports.settle(*c.entry, end - begin, begin);
+        r != 0)
       return r;
     NotBelow not_below;
     if (const WriteBack* const writes = c.entry->writes();

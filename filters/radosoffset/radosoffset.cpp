@@ -15,13 +15,15 @@
 
 #include <cerrno>
 #include <cinttypes>
-#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <limits>
-#include <memory>
+#include <new>
 #include <optional>
 #include <string_view>
+#include <vector>
+
+#include "nbdkit/block_status.hpp"
 
 #ifdef HAVE_CONFIG_H
 #include "config.h"
@@ -41,10 +43,6 @@ std::optional<std::int64_t> length;
 constexpr const char* config_help =
     "offset=<OFFSET>            First byte to serve (default 0).\n"
     "range=<LENGTH>             Bytes to serve (default: all that follow).";
-
-struct FreeExtents {
-  void operator()(struct nbdkit_extents* e) const { nbdkit_extents_free(e); }
-};
 
 std::uint64_t below(std::uint64_t offset) {
   return offset + static_cast<std::uint64_t>(start);
@@ -175,31 +173,27 @@ int cache(nbdkit_next* next, void* /*handle*/, std::uint32_t count,
   return err != nullptr ? r : 0;
 }
 
-/// A list of extents knows where it starts and ends, and cuts what is added
-/// to it (nbdkit: server/extents.c).  A list that starts elsewhere cannot
-/// be shifted, so it takes a second one; at offset 0 the caller's list does.
+/// The sectors of the range are not those of the export below, which may know
+/// to the byte what is data, so also where the range begins with the export
+/// the answer is rounded here.
 int extents(nbdkit_next* next, void* handle, std::uint32_t count,
             std::uint64_t offset, std::uint32_t flags,
             struct nbdkit_extents* list, int* err) {
-  if (start == 0) return next->extents(next, count, offset, flags, list, err);
-
   const std::int64_t size = get_size(next, handle);
   if (size == -1) return fail(err, EIO);
-  const std::unique_ptr<struct nbdkit_extents, FreeExtents> shifted(
-      nbdkit_extents_new(below(offset),
-                         below(static_cast<std::uint64_t>(size))));
-  if (!shifted) return fail(err, errno);
-  if (next->extents(next, count, below(offset), flags, shifted.get(), err) ==
-      -1)
-    return -1;
-  const std::size_t n = nbdkit_extents_count(shifted.get());
-  for (std::size_t i = 0; i < n; i++) {
-    const struct nbdkit_extent e = nbdkit_get_extent(shifted.get(), i);
-    if (nbdkit_add_extent(list, e.offset - static_cast<std::uint64_t>(start),
-                          e.length, e.type) == -1)
-      return fail(err, errno);
+  int r;
+  try {
+    std::vector<nbdrados::StatusExtent> answer;
+    r = nbdrados::sector_status_below(
+        next, below(0), static_cast<std::uint64_t>(size), count, offset, flags,
+        answer);
+    if (r == 0)
+      r = nbdrados::give_block_status(answer, count, offset, flags, list);
+  } catch (const std::bad_alloc&) {
+    nbdkit_error("radosoffset: extents: out of memory");
+    r = ENOMEM;
   }
-  return 0;
+  return r == 0 ? 0 : fail(err, r);
 }
 
 struct nbdkit_filter make_filter() {

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 #
 # Block status: exact below the object where the pool can tell, right where it
-# cannot, right with striping, and bounded work for each call.
+# cannot, right with striping, in sectors that qemu can use, and bounded work
+# for each call.
 
 source "$(dirname "$0")/functions.sh"
 requires_program nbdinfo nbdcopy jq qemu-img
@@ -125,6 +126,51 @@ printf '%s 262144\n' 1048576 7340032 8388608 20971520 >"$tmp/wanted"
 assert_same_bytes "$tmp/wanted" "$tmp/data" "data of the format 2 image"
 nbdcopy -- "$(uri)" "$tmp/out"
 assert_same_bytes "$tmp/file" "$tmp/out" "sparse copy"
+stop_nbdkit
+
+say "data that begins and ends within sectors"
+# Small objects, small stripe units, an overlap within a sector.
+rbd create --size 1000300B --object-size 64K --image-feature layering rbd/odd
+rbd create --size 1000300B --object-size 8K --stripe-unit 512 \
+  --stripe-count 3 rbd/odd-striped
+make_format1_image rbd odd-old 1000300 14
+rbd create --size 300100B --object-size 16K rbd/odd-parent
+start_rados pool=rbd
+# shellcheck disable=SC2046
+"$nbd_expect" "$(uri odd-parent)" $(odd_writes 300100 5)
+rbd_snap rbd/odd-parent@s
+rbd clone --rbd-default-clone-format 2 rbd/odd-parent@s rbd/odd-clone
+rbd resize --no-progress --size 450070B rbd/odd-clone
+"$nbd_expect" "$(uri odd)" write 1000 600 1 ok , \
+  extents 0 64K 512:hole,1536:data,63488:hole , \
+  extents 600 64K 1448:data req-one , extents 0 600 512:hole,88:data , \
+  extents 2047 2 1:data,1:hole
+seed=10
+for image in odd odd-striped odd-old odd-clone; do
+  # shellcheck disable=SC2046
+  "$nbd_expect" "$(uri $image)" \
+    $(odd_writes "$(nbdinfo --size "$(uri $image)")" $((seed++)))
+  rbd_export "rbd/$image" "$tmp/$image"
+  same_qemu_copy $image "$tmp/$image"
+done
+stop_nbdkit
+start_rados pool=rbd extents=object
+for image in odd odd-striped odd-old odd-clone; do
+  same_qemu_copy $image "$tmp/$image" extents=object
+done
+stop_nbdkit
+# The sectors of a range that begins anywhere are not those of the image.
+start_nbdkit --filter=radoscache --filter=radosoffset rados \
+  "conf=$ceph_conf" pool=rbd offset=1000 cache-assume=exclusive
+tail -c +1001 "$tmp/odd" >"$tmp/part"
+same_qemu_copy odd "$tmp/part" "offset=1000"
+stop_nbdkit
+start_rados pool=rbd image=odd-object format=striper create=true size=1000300 \
+  object-size=192K stripe-unit=64K stripe-count=2
+# shellcheck disable=SC2046
+"$nbd_expect" "$(uri)" $(odd_writes 1000300 7)
+striper_get rbd odd-object "$tmp/odd-object"
+same_qemu_copy "" "$tmp/odd-object"
 stop_nbdkit
 
 say "holes of terabytes, with and without an object map, at once"

@@ -3,7 +3,7 @@
 #
 # Differences between snapshots: an old full copy and the difference make the
 # new image, byte for byte, on random histories of several kinds of images; the
-# difference is the one of `rbd diff`, byte for byte, too; an ordinary client
+# difference is the one of `rbd diff`, sector by sector, too; an ordinary client
 # still gets a full copy; and small changes are small.
 
 source "$(dirname "$0")/functions.sh"
@@ -22,15 +22,16 @@ start_ceph --size 4G
 make_pool p
 start_rados pool=p lock=auto
 
-# history URI SEED COUNT: random changes.
+# history.py URI SEED COUNT UNIT: random changes, each from a multiple of UNIT.
 cat >"$tmp/history.py" <<'EOF'
 import random, sys, nbd
 h = nbd.NBD()
 h.connect_uri(sys.argv[1])
 r = random.Random(sys.argv[2])
 size = h.get_size()
+unit = int(sys.argv[4])
 for i in range(int(sys.argv[3])):
-    at = r.randrange(size) & -512
+    at = r.randrange(size) // unit * unit
     n = min(r.choice([512, 4096, 65536, 300000, 1 << 20, 5 << 20]), size - at)
     what = r.randrange(5)
     if what < 3:
@@ -41,11 +42,15 @@ for i in range(int(sys.argv[3])):
         h.zero(n, at)
 h.shutdown()
 EOF
-change() { /usr/bin/python3 "$tmp/history.py" "$(uri "$1")" "$2" "$3"; }
+unit=512
+change() {
+  /usr/bin/python3 "$tmp/history.py" "$(uri "$1")" "$2" "$3" "$unit"
+}
 
 # like-rbd.py URI OLD NEW PARENT <DIFF: whether the server's difference is the
-# one of `rbd diff`.  Both tell what was written, but may differ where OLD and
-# NEW both read as zeros:
+# one of `rbd diff`, in sectors of 512 bytes that have changed when a byte has.
+# Both tell what was written, but may differ where OLD and NEW both read as
+# zeros:
 #   - librbd counts what was written behind OLD's end of an object and cut off
 #     again before NEW; we do not.
 #   - We count all that was the parent's in OLD or NEW and the object's in the
@@ -65,32 +70,38 @@ h.add_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
 h.connect_uri(uri)
 size = h.get_size()
 assert size == len(new)
-ours = {}  # where something else begins: whether it is data, zeros or neither
+sectors = range(0, size, 512)
+ours = [None] * len(sectors)  # data, zeros or neither
 at = 0
 while at < size:
     entries = []
     h.block_status(size - at, at, lambda c, o, e, error: entries.extend(e))
     for length, flags in zip(entries[::2], entries[1::2]):
-        ours[at] = ("zeros" if flags & nbd.STATE_ZERO else
-                    None if flags & nbd.STATE_HOLE else "data")
+        assert at % 512 == 0, f"an area begins at {at}"
+        n = (length + 511) // 512
+        ours[at // 512:at // 512 + n] = n * [
+            "zeros" if flags & nbd.STATE_ZERO else
+            None if flags & nbd.STATE_HOLE else "data"]
         at += length
-theirs = {0: None}
+assert at == size and len(ours) == len(sectors)
+theirs = [None] * len(sectors)  # the same; data, too, where rbd has several
 for extent in json.load(sys.stdin):
     at = int(extent["offset"])
-    theirs[at] = "data" if extent["exists"] == "true" else "zeros"
-    theirs.setdefault(at + int(extent["length"]), None)
-assert "data" in theirs.values(), "nothing to compare"
-starts = sorted(n for n in ours.keys() | theirs.keys() | {end} if n < size)
-we = they = None
-for at, to in zip(starts, starts[1:] + [size]):
-    we, they = ours.get(at, we), theirs.get(at, they)
+    to = at + int(extent["length"])
+    for n in range(at // 512, (to + 511) // 512):
+        whole = at <= n * 512 and min(n * 512 + 512, size) <= to
+        theirs[n] = ("zeros" if whole and extent["exists"] == "false" else
+                     "data")
+assert "data" in theirs, "nothing to compare"
+for at, we, they in zip(sectors, ours, theirs):
+    to = min(at + 512, size)
     where = f"{at} to {to}: {we} here, {they} in rbd"
-    zeros = not any(old[at:to]) and not any(new[at:to])
+    zeros = not (old[at:to] + new[at:to]).strip(b"\0")
     if not we:
         assert old[at:to] == new[at:to], "changed: " + where
-        assert at < end, "behind OLD: " + where
+        assert to <= end, "behind OLD: " + where
         assert not they or zeros, where
-    elif not they and at < end:
+    elif not they and to <= end:
         assert parent == "parent" and zeros, where
     assert not (we == "data" and they == "zeros"), where
 EOF
@@ -108,19 +119,19 @@ follows() {
     die "$new since $2 is not the difference of rbd"
 }
 
-# check IMAGE SEED: a random history.
+# check IMAGE SEED [SMALL LARGE]: a random history of changes and sizes.
 check() {
-  local image=$1 seed=$2
+  local image=$1 seed=$2 small=${3:-21M} large=${4:-45M}
   change "$image" "$seed.1" 12
   rbd_snap "p/$image@s1"
   rbd_export "p/$image@s1" "$tmp/$image.s1"
   change "$image" "$seed.2" 6
   rbd_snap "p/$image@gone"
   change "$image" "$seed.3" 6
-  rbd resize --no-progress --allow-shrink --size 21M "p/$image"
+  rbd resize --no-progress --allow-shrink --size "$small" "p/$image"
   rbd_snap "p/$image@s2"
   rbd_export "p/$image@s2" "$tmp/$image.s2"
-  rbd resize --no-progress --size 45M "p/$image"
+  rbd resize --no-progress --size "$large" "p/$image"
   change "$image" "$seed.4" 6
   rbd_snap "p/$image@s3"
   change "$image" "$seed.5" 3
@@ -140,6 +151,12 @@ check plain 2
 rbd create --size 40M --object-size 1M --stripe-unit 64K --stripe-count 3 \
   p/striped
 check striped 3
+# Sizes and changes that begin and end at any byte.
+unit=1
+rbd create --size 9000111B --object-size 256K --stripe-unit 1K \
+  --stripe-count 3 p/odd
+check odd 8 7000777B 12000555B
+unit=512
 rbd create --size 40M p/base
 change base 4 12
 rbd_snap p/base@b
@@ -166,11 +183,15 @@ assert_same_bytes "$tmp/full.qemu" "$tmp/fast.s3" "qemu-img of a difference"
 
 # qemu-img makes the difference an image on top of the old copy.
 rm "$tmp"/full*
-for new in s2 s3; do # the one is smaller than OLD, the other larger
-  qemu-img convert -f raw -B "$tmp/fast.s1" -F raw -O qcow2 \
-    "$(uri fast@$new@since=s1)" "$tmp/incremental.qcow2"
-  qemu-img convert -O raw "$tmp/incremental.qcow2" "$tmp/together"
-  assert_same_bytes "$tmp/together" "$tmp/fast.$new" "fast@$new by qemu-img"
+for image in fast odd; do
+  for new in s2 s3; do # the one is smaller than OLD, the other larger
+    qemu-img convert -f raw -B "$tmp/$image.s1" -F raw -O qcow2 \
+      "$(uri $image@$new@since=s1)" "$tmp/incremental.qcow2"
+    qemu-img convert -O raw "$tmp/incremental.qcow2" "$tmp/together"
+    truncate -s "$(stat -c %s "$tmp/$image.$new")" "$tmp/together"
+    assert_same_bytes "$tmp/together" "$tmp/$image.$new" \
+      "$image@$new by qemu-img"
+  done
 done
 
 # Exactness.  4 KiB in an object of 4 MiB; an area that becomes zero.

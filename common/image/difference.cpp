@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "image/image_internal.hpp"
+#include "layout/sectors.hpp"
 #include "rados/error.hpp"
 
 namespace nbdrados {
@@ -225,7 +226,10 @@ std::uint64_t Difference::end_of_unchanged(const State& state,
   return std::min(at, end);
 }
 
-/// As start and end, ascending, not adjacent.
+/// As start and end, ascending, not adjacent, in whole sectors (see
+/// sectors.hpp).  A sector counts as changed when a byte of it has changed:
+/// then all of it is what NEW has there, data or zeros, and that is right to
+/// say of the bytes that have not changed, too.
 Difference::Ranges Difference::changed_ranges(const State& state,
                                               const Maps& maps,
                                               std::uint64_t length,
@@ -236,7 +240,8 @@ Difference::Ranges Difference::changed_ranges(const State& state,
   const auto add = [&](std::uint64_t from, std::uint64_t to) {
     from = std::max(from, offset);
     to = std::min(to, end);
-    if (from < to) ranges.emplace_back(from, to);
+    if (from < to)
+      ranges.emplace_back(sector_begin(from), sector_end(to, end));
   };
   add(state.old_size, end);
 
@@ -332,13 +337,16 @@ std::vector<Difference::Extent> Difference::find(const State& state,
   const std::uint64_t gap = 8 * unit_size(layout);
   const std::uint64_t most_units = chunk_units(layout);
   std::uint64_t units = one ? 1 : std::min<std::uint64_t>(256, most_units);
-  const std::uint64_t end = offset + length;
-  for (std::uint64_t at = offset; at < end;) {
-    const std::uint64_t next = end_of_unchanged(state, maps, at, end);
+  const std::uint64_t end = sector_end(offset + length, state.size);
+  for (std::uint64_t at = sector_begin(offset); at < end;) {
+    std::uint64_t next = end_of_unchanged(state, maps, at, end);
+    // An object, or what OLD had not, can begin within a sector.
+    if (next != end) next = sector_begin(next);
     append(at, next - at, Kind::unchanged);
     at = next;
     if (at == end || (one && list.size() > 1)) break;
-    const std::uint64_t stop = image_->chunk_end(at, end, units);
+    const std::uint64_t stop =
+        sector_end(image_->chunk_end(at, end, units), end);
     const Ranges changed = changed_ranges(state, maps, stop - at, at);
 
     std::vector<nbdrados::Extent> status;
@@ -375,6 +383,7 @@ std::vector<Difference::Extent> Difference::find(const State& state,
     // Longer steps, as long as they are quick.
     if (!spent(Image::extents_time / 8)) units = std::min(units * 4, most_units);
   }
+  cut(list, offset, offset + length);
   if (one && list.size() > 1) list.resize(1);
   return list;
 }

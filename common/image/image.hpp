@@ -300,7 +300,8 @@ class Image {
   /// whole range unless `one` is set (then at least the first extent) or
   /// time runs out: a call works about extents_time, and the rest is for the
   /// next call.  A hole at the end may go on behind the range, as far as that
-  /// is known.  Never calls data a hole.
+  /// is known.  Never calls data a hole.  Begins and ends are multiples of 512,
+  /// but for those of the range and of the image (see sectors.hpp).
   [[nodiscard]] std::vector<Extent> extents(std::uint64_t length,
                                             std::uint64_t offset, bool one);
   static constexpr std::chrono::milliseconds extents_time{100};

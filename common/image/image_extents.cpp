@@ -10,6 +10,7 @@
 
 #include "image/image.hpp"
 #include "image/image_internal.hpp"
+#include "layout/sectors.hpp"
 #include "rados/error.hpp"
 #include "rbd/encoding.hpp"
 
@@ -444,32 +445,38 @@ std::vector<Extent> Image::extents(std::uint64_t length, std::uint64_t offset,
     check_request(view, length, offset);
     list.clear();
     findings.clear();
-    const std::uint64_t end = offset + length;
+    // Whole sectors, data rounded outwards: see sectors.hpp.
+    const std::uint64_t begin = sector_begin(offset);
+    const std::uint64_t end = sector_end(offset + length, view.size);
     bool missing = false;
     // Small steps first: a client that wants one extent often has it in the
     // first object.
     const std::uint64_t most_units = chunk_units(traits_.layout);
     std::uint64_t units = one ? 1 : std::min<std::uint64_t>(256, most_units);
     Existing existing = existing_objects(
-        view, one ? std::min(length, unit_size(traits_.layout)) : length,
-        offset, findings);
+        view,
+        one ? std::min(end - begin, unit_size(traits_.layout)) : end - begin,
+        begin, findings);
     bool asked = !one;
     std::vector<Fragment> data;
     const auto skip_absent = [&](std::uint64_t from, std::uint64_t to) {
-      const std::uint64_t next = end_of_absent(view, existing, from, to);
+      std::uint64_t next = end_of_absent(view, existing, from, to);
+      // An object can begin within a sector.
+      if (next != to) next = sector_begin(next);
       if (next != from) missing |= !existing.sure;
       append(from, next - from, false);
       return next;
     };
-    for (std::uint64_t at = offset; at < end;) {
+    for (std::uint64_t at = begin; at < end;) {
       at = skip_absent(at, end);
       if (at == end || (one && list.size() > 1)) break;
-      const std::uint64_t stop = chunk_end(at, end, units);
+      const std::uint64_t stop = sector_end(chunk_end(at, end, units), end);
       data.clear();
       missing |= find_data(view, existing, stop - at, at, findings, data);
       for (const Fragment& f : data) {
-        const std::uint64_t from = std::max(at, f.image_offset);
-        const std::uint64_t to = f.image_offset + f.length;
+        const std::uint64_t from =
+            std::max(at, sector_begin(f.image_offset));
+        const std::uint64_t to = sector_end(f.image_offset + f.length, stop);
         if (to <= from) continue;
         append(at, from - at, false);
         append(from, to - from, true);
@@ -486,12 +493,15 @@ std::vector<Extent> Image::extents(std::uint64_t length, std::uint64_t offset,
       if (!spent(extents_time / 8)) units = std::min(units * 4, most_units);
     }
     // NBD lets the last extent go on behind the range.
+    std::uint64_t until = offset + length;
     if (!one && !list.empty() && !list.back().data &&
         list.back().offset + list.back().length == end &&
-        list.back().length < longest_extent && end < view.size)
-      (void)skip_absent(end,
-                        std::min(view.size,
-                                 list.back().offset + longest_extent));
+        list.back().length < longest_extent && end < view.size) {
+      const std::uint64_t next = skip_absent(
+          end, std::min(view.size, list.back().offset + longest_extent));
+      if (next != end) until = next;
+    }
+    cut(list, offset, until);
     return missing;
   });
   learn(findings);

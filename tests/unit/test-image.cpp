@@ -19,12 +19,14 @@
 #include <vector>
 
 #include "image/catalog.hpp"
+#include "image/difference.hpp"
 #include "image/exclusive_lock.hpp"
 #include "image/image.hpp"
 #include "image/lock_turns.hpp"
 #include "image/published.hpp"
 #include "image/striper_metadata.hpp"
 #include "image/worker_pool.hpp"
+#include "layout/sectors.hpp"
 #include "rados/error.hpp"
 #include "rados/fault_store.hpp"
 #include "rados/memory_store.hpp"
@@ -200,7 +202,8 @@ bool eventually(const std::function<bool()>& condition) {
   return false;
 }
 
-constexpr std::uint64_t K = 1024;
+using u64 = std::uint64_t;
+constexpr u64 K = 1024;
 
 class TestRequests : public CppUnit::TestFixture {
   CPPUNIT_TEST_SUITE(TestRequests);
@@ -302,6 +305,14 @@ class TestRequests : public CppUnit::TestFixture {
     // Only a hole may go on behind the range.
     CPPUNIT_ASSERT(at <= offset + length || !list.back().data);
     if (!one) CPPUNIT_ASSERT(at >= offset + length);
+    // Sectors are what they are to a request for all, which is exact.
+    std::vector<Extent> all = b.extents(model.size(), 0);
+    for (const Extent& e : all) CPPUNIT_ASSERT_EQUAL(u64{0}, e.offset % 512);
+    std::erase_if(all, [&](const Extent& e) {
+      return e.offset + e.length <= offset;
+    });
+    cut(all, offset, at);
+    CPPUNIT_ASSERT(all == list);
   }
 
   void small_request_is_one_operation() {
@@ -496,7 +507,7 @@ class TestRequests : public CppUnit::TestFixture {
     CPPUNIT_ASSERT(b.read(100 * K, 50) == std::string(100 * K, '\0'));
     const auto list = b.extents(256 * K, 0);
     CPPUNIT_ASSERT(list[0].data);
-    CPPUNIT_ASSERT_EQUAL(100 * K + 77 + 50, list[0].length);
+    CPPUNIT_ASSERT_EQUAL(100 * K + 512, list[0].length);  // 127 in a sector
   }
 
   void trim_rounds_inwards() {
@@ -560,6 +571,9 @@ class TestRequests : public CppUnit::TestFixture {
 class TestExtents : public CppUnit::TestFixture {
   CPPUNIT_TEST_SUITE(TestExtents);
   CPPUNIT_TEST(exact_below_the_object);
+  CPPUNIT_TEST(data_within_sectors);
+  CPPUNIT_TEST(the_largest_request_at_any_byte);
+  CPPUNIT_TEST(differences_within_sectors);
   CPPUNIT_TEST(one_extent_is_cheap);
   CPPUNIT_TEST(pool_that_cannot_map);
   CPPUNIT_TEST(empty_image_in_one_call);
@@ -579,11 +593,120 @@ class TestExtents : public CppUnit::TestFixture {
     b.write("x", 200 * K);
     const std::vector<Extent> expected = {
         {0, 4 * K, false},           // nothing
-        {4 * K, K + 1, true},        // up to the object's end, 5 K + 1
-        {5 * K + 1, 195 * K - 1, false},
-        {200 * K, 1, true},
-        {200 * K + 1, (1 << 20) - 200 * K - 1, false}};
+        {4 * K, K + 512, true},      // up to the object's end, 5 K + 1
+        {5 * K + 512, 195 * K - 512, false},
+        {200 * K, 512, true},
+        {200 * K + 512, (1 << 20) - 200 * K - 512, false}};
     CPPUNIT_ASSERT(b.extents(1 << 20, 0) == expected);
+  }
+
+  void data_within_sectors() {
+    MemoryStore::Options options;
+    options.map_granularity = 1;
+    Bench b(Layout(64 * K, 64 * K, 1), 100 * K + 300, options);
+    b.write(std::string(600, 'x'), 1000);
+    b.write("x", 100 * K + 299);
+    const std::vector<Extent> expected = {{0, 512, false},
+                                          {512, 1536, true},
+                                          {2048, 98 * K, false},
+                                          {100 * K, 300, true}};
+    CPPUNIT_ASSERT(b.extents(100 * K + 300, 0) == expected);
+    // The hole before the data is in its sector.
+    CPPUNIT_ASSERT(b.image->extents(90 * K, 600, true) ==
+                   (std::vector<Extent>{{600, 1448, true}}));
+    CPPUNIT_ASSERT(b.image->extents(1, 1999, false) ==
+                   (std::vector<Extent>{{1999, 1, true}}));
+    CPPUNIT_ASSERT(b.image->extents(1, 100 * K + 5, false) ==
+                   (std::vector<Extent>{{100 * K + 5, 1, true}}));
+  }
+
+  // nbdkit aborts on an extent of more than 32 bits.
+  void the_largest_request_at_any_byte() {
+    constexpr u64 most = 0xffffffff;
+    Bench b(Layout(4096 * K, 4096 * K, 1), u64{1} << 40);
+    b.write("x", (u64{4} << 30) + 4096 * K);
+    for (const bool one : {false, true})
+      for (const u64 offset : {0, 1, 511, 512, 513, 4096 * 1024 + 1}) {
+        const auto list = b.image->extents(most, offset, one);
+        CPPUNIT_ASSERT_EQUAL(offset, list[0].offset);
+        CPPUNIT_ASSERT(list[0].length <= most);
+      }
+    CPPUNIT_ASSERT(b.extents(most, 4096 * K + 2).size() == 2);
+  }
+
+  void differences_within_sectors() {
+    for (unsigned seed = 0; seed < 12; ++seed) {
+      std::mt19937 random(seed);
+      const bool odd = seed % 3 == 0;  // objects that begin within sectors
+      const Layout layout = odd ? Layout(5000, 1000, 3)
+                                : Layout(8 * K, seed % 3 == 1 ? 512 : 8 * K,
+                                         seed % 3 == 1 ? 4 : 1);
+      MemoryStore::Options options;
+      options.map_granularity = 1;
+      u64 size = 60 * K + random() % 2000;
+      Bench b(layout, size, options);
+      const auto change = [&](int count) {
+        for (int i = 0; i < count; ++i) {
+          const u64 at = random() % size;
+          const u64 n = std::min(1 + random() % 3000, size - at);
+          if (random() % 3 == 0)
+            b.image->zero(n, at, Image::Zero::free);
+          else
+            b.write(std::string(n, static_cast<char>(random() | 1)), at);
+        }
+      };
+      change(15);
+      const auto then = std::make_shared<TestFormat::State>();
+      then->view = {.size = size, .snapc = {5, {5}}, .snap = 5};
+      const std::string old = b.read(size, 0);
+      size += random() % 1500;
+      b.set_view({.size = size, .snapc = {5, {5}}});
+      b.image->refresh();
+      change(5);
+      Difference difference(
+          std::shared_ptr<Image>(b.image.get(), [](Image*) {}),
+          std::make_unique<TestFormat>(b.store, layout, then));
+      check_difference(difference, old, b.read(size, 0), random);
+    }
+  }
+
+  /// The difference makes of OLD what NEW is, in whole sectors, and any part of
+  /// it is the same in any request.
+  static void check_difference(Difference& difference, std::string old,
+                               const std::string& now, std::mt19937& random) {
+    using Difference::Kind::data;
+    using Difference::Kind::zero;
+    const u64 size = now.size();
+    old.resize(size);
+    const auto all = difference.extents(size, 0, false);
+    std::string made = old;
+    u64 end = 0;
+    for (const auto& e : all) {
+      CPPUNIT_ASSERT_EQUAL(end, e.offset);
+      CPPUNIT_ASSERT_EQUAL(u64{0}, e.offset % 512);
+      if (e.kind == zero)
+        made.replace(e.offset, e.length, std::string(e.length, '\0'));
+      else if (e.kind == data)
+        made.replace(e.offset, e.length, now, e.offset, e.length);
+      end += e.length;
+    }
+    CPPUNIT_ASSERT_EQUAL(size, end);
+    CPPUNIT_ASSERT(made == now);
+    for (int i = 0; i < 50; ++i) {
+      const u64 offset = random() % size;
+      const u64 length = 1 + random() % (size - offset);
+      const bool one = random() % 2 == 0;
+      const auto list = difference.extents(length, offset, one);
+      CPPUNIT_ASSERT(!list.empty() && (!one || list.size() == 1));
+      const u64 told = list.back().offset + list.back().length;
+      CPPUNIT_ASSERT(one ? told <= offset + length : told == offset + length);
+      auto expected = all;
+      std::erase_if(expected, [&](const Difference::Extent& e) {
+        return e.offset + e.length <= offset;
+      });
+      cut(expected, offset, told);
+      CPPUNIT_ASSERT(expected == list);
+    }
   }
 
   void one_extent_is_cheap() {
@@ -603,10 +726,10 @@ class TestExtents : public CppUnit::TestFixture {
     b.write("x", 70 * K);
     b.write("x", 10 * K);
     const std::vector<Extent> expected = {
-        {0, 10 * K + 1, true},
-        {10 * K + 1, 54 * K - 1, false},
-        {64 * K, 6 * K + 1, true},
-        {70 * K + 1, (1 << 20) - 70 * K - 1, false}};
+        {0, 10 * K + 512, true},
+        {10 * K + 512, 54 * K - 512, false},
+        {64 * K, 6 * K + 512, true},
+        {70 * K + 512, (1 << 20) - 70 * K - 512, false}};
     CPPUNIT_ASSERT(b.extents(1 << 20, 0) == expected);
     CPPUNIT_ASSERT(b.extents(K, 0) ==
                    (std::vector<Extent>{{0, K, true}}));
@@ -634,7 +757,7 @@ class TestExtents : public CppUnit::TestFixture {
     const int loads = b.state->loads;
     CPPUNIT_ASSERT(b.extents(16384 * K, 0) == before);
     CPPUNIT_ASSERT(b.image->extents(8192 * K, 10, true) ==
-                   (std::vector<Extent>{{10, 990, true}}));
+                   (std::vector<Extent>{{10, K - 10, true}}));
     // What is known not to exist is not read either.
     CPPUNIT_ASSERT(b.read(4096 * K, 6000 * K) == std::string(4096 * K, '\0'));
     CPPUNIT_ASSERT(b.read(K, 6000 * K) == std::string(K, '\0'));
@@ -678,7 +801,7 @@ class TestExtents : public CppUnit::TestFixture {
       MemoryObject object;
       object.data.write(0, "x");
       b.memory.put("data.000" + std::to_string(i), object);
-      CPPUNIT_ASSERT_EQUAL(std::uint64_t{1} + static_cast<unsigned>(i),
+      CPPUNIT_ASSERT_EQUAL(512 * (std::uint64_t{1} + static_cast<unsigned>(i)),
                            data_in(b.extents(1024 * K, 0)));
     }
   }
@@ -707,7 +830,7 @@ class TestExtents : public CppUnit::TestFixture {
       CPPUNIT_ASSERT_EQUAL(std::size_t{1}, b.store.count(Kind::list));
       CPPUNIT_ASSERT_EQUAL(std::size_t{0}, b.store.count(Kind::stat));
       CPPUNIT_ASSERT_EQUAL(std::size_t{2}, b.store.count(Kind::map_extents));
-      CPPUNIT_ASSERT_EQUAL(std::uint64_t{2}, data_in(list));
+      CPPUNIT_ASSERT_EQUAL(std::uint64_t{2 * 512}, data_in(list));
       // Not for a part of a few objects.
       b.store.clear_log();
       (void)b.extents(320 * K, 320 * K);
@@ -725,7 +848,7 @@ class TestExtents : public CppUnit::TestFixture {
       b.memory.put("other." + std::to_string(i), MemoryObject{});
     b.write("y", 640 * K);
     b.store.clear_log();
-    CPPUNIT_ASSERT_EQUAL(std::uint64_t{1}, data_in(b.extents(64 * 200 * K, 0)));
+    CPPUNIT_ASSERT_EQUAL(u64{512}, data_in(b.extents(64 * 200 * K, 0)));
     CPPUNIT_ASSERT_EQUAL(std::size_t{0}, b.store.count(Kind::list));
   }
 
@@ -740,7 +863,7 @@ class TestExtents : public CppUnit::TestFixture {
     b.set_view({.size = 64 * 200 * K, .snapc = {5, {5}}, .snap = 5});
     b.image->refresh();
     b.store.clear_log();
-    CPPUNIT_ASSERT_EQUAL(std::uint64_t{1}, data_in(b.extents(64 * 200 * K, 0)));
+    CPPUNIT_ASSERT_EQUAL(u64{512}, data_in(b.extents(64 * 200 * K, 0)));
     CPPUNIT_ASSERT_EQUAL(std::size_t{1}, b.store.count(Kind::list));
   }
 

@@ -128,6 +128,11 @@ class FaultStore::FaultPending : public Pending {
     return operation_->result;
   }
 
+  bool completed() override {
+    const std::scoped_lock lock(store_.mutex_);
+    return done();
+  }
+
   /// Completes the operation when its delay is over.
   void start_timer() {
     timer_ = std::jthread([&store = store_, operation = operation_] {
@@ -398,6 +403,20 @@ std::unique_ptr<Pending> FaultStore::exec(const std::string& oid,
       [this, oid, cls = std::string(cls), method = std::string(method),
        input = std::string(input), output](const Fault&) {
         return base_.exec(oid, cls, method, input, output)->wait();
+      });
+}
+
+std::unique_ptr<Pending> FaultStore::exec_each(
+    const std::string& oid, std::string_view cls, std::string_view method,
+    std::span<const std::string> inputs, std::vector<std::string>* outputs) {
+  Record record{.kind = Kind::exec, .oid = oid};
+  record.method.append(cls).append(".").append(method);
+  return submit(
+      std::move(record),
+      [this, oid, cls = std::string(cls), method = std::string(method),
+       all = std::vector(inputs.begin(), inputs.end()),
+       outputs](const Fault&) {
+        return base_.exec_each(oid, cls, method, all, outputs)->wait();
       });
 }
 

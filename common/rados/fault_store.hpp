@@ -162,6 +162,10 @@ class FaultStore : public ObjectStore {
                                               std::string_view method,
                                               std::string_view input,
                                               std::string* output) override;
+  [[nodiscard]] std::unique_ptr<Pending> exec_each(
+      const std::string& oid, std::string_view cls, std::string_view method,
+      std::span<const std::string> inputs,
+      std::vector<std::string>* outputs) override;
   [[nodiscard]] std::unique_ptr<Pending> xattrs(
       const std::string& oid, std::map<std::string, std::string>* out) override;
   [[nodiscard]] std::unique_ptr<Pending> read_all(const std::string& oid,

@@ -19,6 +19,7 @@ class Done : public Pending {
   explicit Done(int result) : result_(result) {}
   int wait() override { return result_; }
   int wait_for(std::chrono::milliseconds) override { return result_; }
+  bool completed() override { return true; }
 
  private:
   int result_;
@@ -402,6 +403,10 @@ class MemoryStore::MemoryNotify : public Pending {
     const auto until = std::chrono::steady_clock::now() + limit;
     return wait_until(std::min(deadline_, until), until >= deadline_);
   }
+  bool completed() override {
+    const std::scoped_lock lock(store_.mutex_);
+    return result_ || store_.notifications_.at(id_).unanswered.empty();
+  }
 
  private:
   // `answer`: at `until`, the store gives the answers that it has.
@@ -704,6 +709,24 @@ std::unique_ptr<Pending> MemoryStore::exec(const std::string& oid,
     }
   }
   return done(r);
+}
+
+std::unique_ptr<Pending> MemoryStore::exec_each(
+    const std::string& oid, std::string_view cls, std::string_view method,
+    std::span<const std::string> inputs, std::vector<std::string>* outputs) {
+  if (inputs.empty() || inputs.size() > max_calls) return done(-EINVAL);
+  const std::scoped_lock lock(mutex_);
+  const auto found = objects_.find(oid);
+  std::vector<std::string> results;
+  for (const std::string& input : inputs) {
+    // A copy: what the method changes is lost.
+    std::optional<MemoryObject> object;
+    if (found != objects_.end()) object = found->second.head;
+    const int r = call(object, cls, method, input, results.emplace_back());
+    if (r < 0) return done(r);
+  }
+  *outputs = std::move(results);
+  return done(0);
 }
 
 std::unique_ptr<Pending> MemoryStore::write(const std::string& oid,

@@ -180,6 +180,9 @@ class Pending {
   /// As wait, but gives the operation up after `limit`: it is cancelled,
   /// and the result is -ETIMEDOUT.
   [[nodiscard]] virtual int wait_for(std::chrono::milliseconds limit) = 0;
+
+  /// Whether wait() would return at once.  Never blocks.
+  [[nodiscard]] virtual bool completed() = 0;
 };
 
 /// Object data present in [offset, offset + length) of an object.
@@ -275,6 +278,17 @@ class ObjectStore {
   [[nodiscard]] virtual std::unique_ptr<Pending> exec(
       const std::string& oid, std::string_view cls, std::string_view method,
       std::string_view input, std::string* output) = 0;
+
+  /// Starts calling a method that only reads once for each of `inputs`, in
+  /// one operation, which is cheaper than one for each.  `outputs` gets as
+  /// many, in the same order; it must stay valid until completion.  The
+  /// result is the first error of a call, and then there are no outputs.  At
+  /// most max_calls inputs; none is -EINVAL.
+  [[nodiscard]] virtual std::unique_ptr<Pending> exec_each(
+      const std::string& oid, std::string_view cls, std::string_view method,
+      std::span<const std::string> inputs,
+      std::vector<std::string>* outputs) = 0;
+  static constexpr std::size_t max_calls = 256;
 
   /// Starts reading all extended attributes of an object.
   [[nodiscard]] virtual std::unique_ptr<Pending> xattrs(

@@ -120,6 +120,10 @@ class RadosPending : public Pending {
     return wait();
   }
 
+  [[nodiscard]] bool completed() final {
+    return done_ || submit_result_ != 0 || completion_.get()->is_complete();
+  }
+
   librados::AioCompletion* completion() const noexcept {
     return completion_.get();
   }
@@ -385,6 +389,25 @@ class BytesPending final : public RadosPending {
     return r;
   }
   std::string* out_;
+};
+
+class CallsPending final : public RadosPending {
+ public:
+  CallsPending(RadosStore& store, std::size_t count,
+               std::vector<std::string>* out)
+      : RadosPending(store), data(count), out_(out) {}
+  ~CallsPending() override { drain(); }
+  librados::ObjectReadOperation op;
+  std::vector<bufferlist> data;  // its elements must not move
+
+ private:
+  int finish(int r) override {
+    if (r < 0) return r;
+    out_->clear();
+    for (bufferlist& bl : data) out_->push_back(bl.to_str());
+    return r;
+  }
+  std::vector<std::string>* out_;
 };
 
 class XattrsPending final : public RadosPending {
@@ -664,6 +687,9 @@ class NotifyPending final : public Pending {
     return wait_until(
         std::min(deadline_, std::chrono::steady_clock::now() + limit));
   }
+  [[nodiscard]] bool completed() override {
+    return result_ || context_->done.get()->is_complete_and_cb();
+  }
 
   NotifyContext& context() noexcept { return *context_; }
   /// Nothing was started.
@@ -763,6 +789,27 @@ class RadosStore final : public ObjectStore {
     p->submitted(io_.aio_exec(oid, p->completion(), std::string(cls).c_str(),
                               std::string(method).c_str(), p->input,
                               &p->data));
+    return p;
+  }
+
+  std::unique_ptr<Pending> exec_each(
+      const std::string& oid, std::string_view cls, std::string_view method,
+      std::span<const std::string> inputs,
+      std::vector<std::string>* outputs) override {
+    auto p = std::make_unique<CallsPending>(*this, inputs.size(), outputs);
+    if (inputs.empty() || inputs.size() > max_calls) {
+      p->submitted(-EINVAL);
+      return p;
+    }
+    const std::string class_name(cls);
+    const std::string method_name(method);
+    for (std::size_t i = 0; i < inputs.size(); ++i) {
+      bufferlist input = copied(inputs[i]);
+      // The error of a call is that of the operation.
+      p->op.exec(class_name.c_str(), method_name.c_str(), input, &p->data[i],
+                 nullptr);
+    }
+    p->submitted(io_.aio_operate(oid, p->completion(), &p->op, nullptr));
     return p;
   }
 

@@ -23,6 +23,7 @@ class FixedPending : public Pending {
     limit_ = limit;
     return result_;
   }
+  bool completed() override { return true; }
   std::chrono::milliseconds limit_{0};
 
  private:

@@ -37,7 +37,27 @@ start_rados -r pool=gone2 image=two
   run "ceph osd pool delete data data --yes-i-really-really-mean-it \
        >/dev/null 2>&1" , \
   until 30 read 0 4096 "$failed" , status 0 8M "$failed"
+# Which image and which of its pools.
+grep -Eq "gone2/two: .*its data pool \(number [0-9]+\) has been deleted" \
+  "$nbdkit_log" || die "the log does not name image and pool"
 stop_nbdkit
+expect_fail "gone2/two: its data pool \(number [0-9]+\) does not exist" \
+  "${nbdkit[@]}" -U "$tmp/s" rados "conf=$ceph_conf" gone2/two
+make_pool parents
+rbd create parents/base --size 8M --image-feature layering
+rbd_snap parents/base@s
+rbd snap protect parents/base@s
+rbd clone parents/base@s gone2/clone --image-feature layering
+start_rados -r pool=gone2 image=clone
+"$nbd_expect" "$(uri)" within 60 , read-is 0 8M 0 , \
+  run "ceph osd pool delete parents parents --yes-i-really-really-mean-it \
+       >/dev/null 2>&1" , \
+  until 30 read 0 4096 "$failed" , status 0 8M "$failed"
+grep -Eq "gone2/clone: .*parent" "$nbdkit_log" ||
+  die "the log does not name the clone"
+stop_nbdkit
+expect_fail "gone2/clone: .*the parent's pool \(number [0-9]+\) does not exist" \
+  "${nbdkit[@]}" -U "$tmp/s" rados "conf=$ceph_conf" gone2/clone
 
 say "a key that can only read: a deleted image is not zeros"
 ceph auth get-or-create client.reader mon 'allow r' osd 'allow rx' \

@@ -84,20 +84,21 @@ class HeaderCalls {
   std::vector<Call> calls_;
 };
 
-/// All snapshots of an image: a call each.
+/// All snapshots of an image, newest first.
 std::vector<Format2Snapshot> read_snapshots(const Pool& pool,
                                             const std::string& oid,
                                             const SnapContext& snapc) {
-  HeaderCalls calls(pool, oid);
-  for (const SnapId id : snapc.snaps)
-    (void)calls.start("snapshot_get", encode_snap_id(id));
-  std::vector<Format2Snapshot> snapshots;
-  for (std::size_t i = 0; i < snapc.snaps.size(); ++i) {
-    // Deleted since the snapshot context was read.
-    if (calls.result(i) == -ENOENT) continue;
-    snapshots.push_back(decode_snapshot_get(calls.output(i)));
-  }
-  return snapshots;
+  Batch batch({.deadline = std::chrono::steady_clock::now() + pool.timeout(),
+               .patience = pool.timeout(),
+               .in_flight = 4});
+  HeaderSnapshots found;
+  add_snapshots(batch, *pool.store, oid, snapc.snaps, found);
+  batch.run();
+  if (found.error != 0)
+    fail(found.error, "cannot read header object " + oid + " (snapshot_get)");
+  std::sort(found.snapshots.begin(), found.snapshots.end(),
+            [](const auto& a, const auto& b) { return a.id > b.id; });
+  return std::move(found.snapshots);
 }
 
 class Format2 final : public ImageFormat {
@@ -172,13 +173,7 @@ class Format2 final : public ImageFormat {
 
   std::unique_ptr<ImageFormat> open_parent(const ParentSpec& spec) override {
     try {
-      using Purpose = Cluster::Purpose;
-      const Pool pool{
-          pool_.cluster,
-          pool_.cluster->open_pool(spec.pool, spec.name_space,
-                                   Purpose::metadata),
-          pool_.cluster->open_pool(spec.pool, spec.name_space,
-                                   Purpose::data)};
+      const Pool pool = open_parent_pool(spec);
       const ImageSpec name{.pool = "pool " + std::to_string(spec.pool),
                            .name_space = spec.name_space,
                            .image = image_name(pool, spec.image_id),
@@ -369,11 +364,40 @@ class Format2 final : public ImageFormat {
     if ((core.features & feature_data_pool) != 0) {
       core.data_pool =
           decode_get_data_pool(calls.output(calls.start("get_data_pool")));
-      if (core.data_pool)
-        data_store_ = pool_.cluster->open_pool(
-            *core.data_pool, spec_.name_space, Cluster::Purpose::data);
+      if (core.data_pool) data_store_ = open_data_pool(*core.data_pool);
     }
     return core;
+  }
+
+  static std::string data_pool_text(std::int64_t number) {
+    return "its data pool (number " + std::to_string(number) + ")";
+  }
+
+  Pool open_parent_pool(const ParentSpec& spec) const {
+    using Purpose = Cluster::Purpose;
+    const auto open = [&](Purpose purpose) {
+      return pool_.cluster->open_pool(spec.pool, spec.name_space, purpose);
+    };
+    try {
+      return {pool_.cluster, open(Purpose::metadata), open(Purpose::data)};
+    } catch (const Error& e) {
+      if (e.code() != ENOENT) throw;
+      throw Error(ENXIO, "the parent's pool (number " +
+                             std::to_string(spec.pool) +
+                             ") does not exist");
+    }
+  }
+
+  std::shared_ptr<ObjectStore> open_data_pool(std::int64_t number) const {
+    try {
+      return pool_.cluster->open_pool(number, spec_.name_space,
+                                      Cluster::Purpose::data);
+    } catch (const Error& e) {
+      // Not ENOENT, because the image is there.
+      if (e.code() != ENOENT) throw;
+      throw Error(ENXIO, spec_.text() + ": " + data_pool_text(number) +
+                             " does not exist");
+    }
   }
 
   void find_snapshot(const SnapContext& snapc) {

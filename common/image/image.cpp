@@ -363,8 +363,11 @@ std::string Image::object_name(std::uint64_t object_no) const {
 
 void Image::object_error(int code, const char* doing,
                          std::uint64_t object_no) const {
-  fail(code, traits_.name + ": " + doing + " object " +
-                 object_name(object_no));
+  const std::string what =
+      traits_.name + ": " + doing + " object " + object_name(object_no);
+  if (code == ENXIO)
+    throw Error(code, what + ": " + traits_.data_pool + " has been deleted");
+  fail(code, what);
 }
 
 void Image::check_request(const View& view, std::uint64_t length,
@@ -400,7 +403,9 @@ bool Image::read_parent(const View& view, char* buffer, std::uint64_t length,
   const std::uint64_t backed_length =
       offset < view.overlap ? std::min(length, view.overlap - offset) : 0;
   if (backed_length != 0)
-    missing = view.parent->read_backing(buffer, backed_length, offset);
+    missing = of_parent(traits_.name, [&] {
+      return view.parent->read_backing(buffer, backed_length, offset);
+    });
   if (backed_length != length) {
     std::memset(buffer + backed_length, 0, length - backed_length);
     missing = true;

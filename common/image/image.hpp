@@ -93,6 +93,8 @@ struct ImageTraits {
   std::string header_oid;
   /// A few words for the export description, such as the features.
   std::string details;
+  /// For messages: where the data objects are.
+  std::string data_pool = "its pool";
 };
 
 class Image;

@@ -376,7 +376,9 @@ bool Image::find_data(const View& view, const Existing& existing,
         at < view.overlap ? std::min(n, view.overlap - at) : 0;
     missing |= backed_length != n && !sure;
     if (backed_length != 0)
-      missing |= view.parent->find_backing_data(backed_length, at, data);
+      missing |= of_parent(traits_.name, [&] {
+        return view.parent->find_backing_data(backed_length, at, data);
+      });
   }
   std::sort(data.begin(), data.end(), [](const Fragment& a, const Fragment& b) {
     return a.image_offset < b.image_offset;

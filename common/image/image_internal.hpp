@@ -9,10 +9,12 @@
 #include <cerrno>
 #include <cstdint>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
 #include "layout/layout.hpp"
+#include "rados/error.hpp"
 
 namespace nbdrados {
 
@@ -54,6 +56,17 @@ inline bool is_verdict(int code) {
 
 /// What requests fail with after such a verdict.
 inline int failure_for(int code) { return code == ESHUTDOWN ? ESHUTDOWN : EIO; }
+
+/// Runs `body`, which asks the parent of the image `name`; its errors name the
+/// image that somebody uses, too.
+template <class Body>
+auto of_parent(const std::string& name, Body&& body) {
+  try {
+    return std::forward<Body>(body)();
+  } catch (const Error& e) {
+    throw Error(e.code(), name + ": its parent: " + e.what());
+  }
+}
 
 /// The parts of the image that some objects' extents are, joined where they
 /// touch, as offset and length; ascending.

@@ -34,7 +34,7 @@ say "the list"
 start_rados pool=rbd
 "$nbd_expect" --list "$(uri)" >"$tmp/list"
 cut -f 1 "$tmp/list" | sort >"$tmp/names"
-for name in listed listed@monday two two@s1 two@s2 "strange name%41" \
+for name in listed listed@monday two two@s1 two@s2 "strange name%2541" \
   ns/inside ns/inside@s; do
   grep -Fxq "$name" "$tmp/names" || {
     cat "$tmp/list" >&2
@@ -74,7 +74,7 @@ say "descriptions"
 "$nbd_expect" "$(uri ns/inside)" size 3M
 "$nbd_expect" "$(uri ns/inside@s)" size 3M , flag read-only yes
 "$nbd_expect" "$(uri two@s1)" flag read-only yes
-"$nbd_expect" "$(uri "strange name%41")" size 1M
+"$nbd_expect" "$(uri "strange name%2541")" size 1M
 
 say "names that are refused"
 for name in nothing two@nothing @s1 two@ secret other/secret ../other/secret \

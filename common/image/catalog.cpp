@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <bit>
 #include <cerrno>
+#include <charconv>
 
 #include "image/formats.hpp"
 #include "rados/error.hpp"
@@ -24,14 +25,44 @@ constexpr std::uint64_t max_size = (std::uint64_t{1} << 63) - 1;
 constexpr std::uint64_t striper_unit = 64 * 1024;
 constexpr std::uint64_t striper_max = (std::uint64_t{1} << 31) - 1;
 
-Pool open_pool(const std::shared_ptr<Cluster>& cluster,
-               const std::string& pool, const std::string& name_space) {
-  using Purpose = Cluster::Purpose;
-  return {cluster, cluster->open_pool(pool, name_space, Purpose::metadata),
-          cluster->open_pool(pool, name_space, Purpose::data)};
+[[noreturn]] void bad(const std::string& text) { throw Error(EINVAL, text); }
+
+/// What in the place of a snapshot means another thing.
+constexpr std::string_view since_prefix = "since=";
+
+/// A part of an image's name: separators, the escape itself and what cannot
+/// be seen as %XX.
+std::string escaped(std::string_view part) {
+  static constexpr char digits[] = "0123456789ABCDEF";
+  std::string out;
+  for (const char c : part) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (c == '%' || c == '@' || c == '/' || byte < 0x20 || byte == 0x7f) {
+      out += '%';
+      out += digits[byte >> 4];
+      out += digits[byte & 15];
+    } else {
+      out += c;
+    }
+  }
+  return out;
 }
 
-[[noreturn]] void bad(const std::string& text) { throw Error(EINVAL, text); }
+std::string unescaped(std::string_view part) {
+  std::string out;
+  for (std::size_t i = 0; i < part.size(); ++i) {
+    unsigned byte = 0;
+    const char* const digits = part.data() + i + 1;
+    if (part[i] == '%' && part.size() - i > 2 &&
+        std::from_chars(digits, digits + 2, byte, 16).ptr == digits + 2) {
+      out += static_cast<char>(byte);
+      i += 2;
+    } else {
+      out += part[i];
+    }
+  }
+  return out;
+}
 
 /// For RBD, of whatever format.
 void check_object_size(std::uint64_t object_size) {
@@ -45,6 +76,13 @@ void check_object_size(std::uint64_t object_size) {
 }
 
 }  // namespace
+
+Pool open_pool(const std::shared_ptr<Cluster>& cluster,
+               const std::string& pool, const std::string& name_space) {
+  using Purpose = Cluster::Purpose;
+  return {cluster, cluster->open_pool(pool, name_space, Purpose::metadata),
+          cluster->open_pool(pool, name_space, Purpose::data)};
+}
 
 std::optional<FormatChoice> parse_format(std::string_view text) {
   for (const FormatChoice f : {FormatChoice::automatic, FormatChoice::format1,
@@ -63,12 +101,15 @@ std::string_view to_string(FormatChoice format) noexcept {
   return "?";
 }
 
-std::string ImageSpec::text() const {
-  std::string t = pool + "/";
-  if (!name_space.empty()) t += name_space + "/";
-  t += image;
-  if (!snapshot.empty()) t += "@" + snapshot;
-  if (!since.empty()) t += "@since=" + since;
+std::string ImageSpec::name() const {
+  std::string t;
+  if (!name_space.empty()) t += escaped(name_space) + "/";
+  t += escaped(image);
+  if (snapshot.starts_with(since_prefix))
+    t += "@since%3D" + escaped(snapshot.substr(since_prefix.size()));
+  else if (!snapshot.empty())
+    t += "@" + escaped(snapshot);
+  if (!since.empty()) t += "@since=" + escaped(since);
   return t;
 }
 
@@ -80,29 +121,31 @@ ImageSpec parse_image_name(std::string_view text, FormatChoice format) {
     return spec;
   }
   const std::string whole(text);
-  constexpr std::string_view since = "@since=";
-  if (const auto at = text.find(since); at != std::string_view::npos) {
-    spec.since = text.substr(at + since.size());
+  constexpr std::string_view at_since = "@since=";
+  const auto snapshot_name = [&whole](std::string_view name,
+                                      const std::string& behind) {
+    if (name.empty() || name.find_first_of("@/") != std::string::npos)
+      bad("'" + whole + "': the part behind '" + behind +
+          "' is no snapshot name");
+    return unescaped(name);
+  };
+  if (const auto at = text.find(at_since); at != std::string_view::npos) {
+    spec.since =
+        snapshot_name(text.substr(at + at_since.size()), std::string(at_since));
     text = text.substr(0, at);
-    if (spec.since.empty() ||
-        spec.since.find_first_of("@/") != std::string::npos)
-      bad("'" + whole + "': the part behind '@since=' is no snapshot name");
   }
   if (const auto at = text.find('@'); at != std::string_view::npos) {
-    spec.snapshot = text.substr(at + 1);
+    spec.snapshot = snapshot_name(text.substr(at + 1), "@");
     text = text.substr(0, at);
-    if (spec.snapshot.empty() ||
-        spec.snapshot.find_first_of("@/") != std::string::npos)
-      bad("'" + whole + "': the part behind '@' is no snapshot name");
   }
   if (const auto slash = text.find('/'); slash != std::string_view::npos) {
-    spec.name_space = text.substr(0, slash);
+    spec.name_space = unescaped(text.substr(0, slash));
     text = text.substr(slash + 1);
     if (spec.name_space.empty() || text.find('/') != std::string_view::npos)
       bad("'" + whole + "' is not [NAMESPACE/]IMAGE[@SNAP][@since=SNAP]");
   }
   if (text.empty()) bad("'" + whole + "': the image name is empty");
-  spec.image = text;
+  spec.image = unescaped(text);
   return spec;
 }
 
@@ -169,6 +212,11 @@ void check_create(const ImageSpec& spec, const CreateOptions& options) {
         " is larger than 2^63-1 bytes");
   if (!spec.snapshot.empty())
     bad("create=true cannot create snapshot '" + spec.snapshot + "'");
+  // As `rbd create`, whose users could not name it.
+  if (options.format != FormatChoice::striper &&
+      spec.image.find_first_of("@/") != std::string::npos)
+    bad("create=true: the name '" + spec.image + "' of a new image must not "
+        "contain '/' or '@'");
   if (options.object_size == 0) bad("object-size= must not be 0");
   if (options.stripe_unit == 0) bad("stripe-unit= must not be 0");
   if (options.stripe_count == 0) bad("stripe-count= must not be 0");
@@ -245,34 +293,6 @@ void create_image(const std::shared_ptr<Cluster>& cluster,
       create_striper(pool, spec, options);
       return;
   }
-}
-
-std::vector<std::string> list_images(
-    const std::shared_ptr<Cluster>& cluster, const std::string& pool_name,
-    const std::optional<std::string>& name_space, FormatChoice format) {
-  std::vector<std::string> names;
-  const auto add = [&](const Pool& pool, const std::string& prefix) {
-    Listing images;
-    const auto wants = [format](FormatChoice f) {
-      return format == f || (format == FormatChoice::automatic &&
-                             f != FormatChoice::striper);
-    };
-    if (wants(FormatChoice::format1)) list_format1(pool, images);
-    if (wants(FormatChoice::format2)) list_format2(pool, images);
-    if (wants(FormatChoice::striper)) list_striper(pool, images);
-    for (auto& [image, snapshots] : images) {
-      std::sort(snapshots.begin(), snapshots.end());
-      names.push_back(prefix + image);
-      for (const std::string& s : snapshots)
-        names.push_back(prefix + image + "@" + s);
-    }
-  };
-  const Pool pool = open_pool(cluster, pool_name, name_space.value_or(""));
-  add(pool, "");
-  if (!name_space && format != FormatChoice::striper)
-    for (const std::string& ns : list_namespaces(pool))
-      add(open_pool(cluster, pool_name, ns), ns + "/");
-  return names;
 }
 
 }  // namespace nbdrados

@@ -32,14 +32,19 @@ struct ImageSpec {
   /// Not "": what has changed since that snapshot is wanted.
   std::string since = {};
   bool operator==(const ImageSpec&) const = default;
-  /// pool/[namespace/]image[@snapshot][@since=snapshot]
-  [[nodiscard]] std::string text() const;
+  /// [namespace/]image[@snapshot][@since=snapshot], as parse_image_name takes
+  /// it: of no other image.
+  [[nodiscard]] std::string name() const;
+  /// pool/name()
+  [[nodiscard]] std::string text() const { return pool + "/" + name(); }
 };
 
-/// Splits [NAMESPACE/]IMAGE[@SNAP][@since=SNAP].  Throws Error(EINVAL) for empty parts
-/// and for more than one '/' or '@' (but that of "@since="): a name cannot lead out of its pool.
-/// With format striper the whole text is the name, because a striped
-/// object's name may contain anything.
+/// Splits [NAMESPACE/]IMAGE[@SNAP][@since=SNAP].  In each part "%XX", with two
+/// hexadecimal digits, stands for that byte, which is no separator; any other
+/// '%' for itself.  Throws Error(EINVAL) for empty parts and for more than one
+/// '/' or '@' (but that of "@since="): a name cannot lead out of its pool.
+/// With format striper the whole text is the name, because a striped object's
+/// name may contain anything.
 [[nodiscard]] ImageSpec parse_image_name(std::string_view text,
                                          FormatChoice format);
 
@@ -82,15 +87,6 @@ void check_create(const ImageSpec& spec, const CreateOptions& options);
 /// namespace, and the errors of check_create.
 void create_image(const std::shared_ptr<Cluster>& cluster,
                   const ImageSpec& spec, const CreateOptions& options);
-
-/// The images of a pool and their snapshots, sorted.  With `name_space` only
-/// those of that namespace, by their names in it; without it those of all
-/// namespaces.  Striped objects are listed only with format striper, because
-/// finding them takes a listing of all objects.  Images that cannot be
-/// opened are listed without their snapshots.
-[[nodiscard]] std::vector<std::string> list_images(
-    const std::shared_ptr<Cluster>& cluster, const std::string& pool,
-    const std::optional<std::string>& name_space, FormatChoice format);
 
 }  // namespace nbdrados
 

@@ -20,10 +20,6 @@ namespace {
 /// A header of 500 snapshots with long names is 60 KiB.
 constexpr std::uint64_t header_limit = 8 << 20;
 
-/// Names of some 400,000 images.  It counts against what librados allows in
-/// flight (objecter_inflight_op_bytes, 100 MiB).
-constexpr std::uint64_t directory_limit = 16 << 20;
-
 /// False where the image has no header.
 bool read_header(const Pool& pool, const std::string& image,
                  Format1Header* header) {
@@ -161,27 +157,6 @@ void create_format1(const Pool& pool, const ImageSpec& spec,
   if (r == -EEXIST)
     throw Error(EEXIST, "image '" + spec.image + "' exists already");
   check(r, "cannot create header object " + oid);
-}
-
-void list_format1(const Pool& pool, Listing& into) {
-  std::string bytes;
-  const auto pending =
-      pool.store->read_all(std::string(rbd_directory_oid), directory_limit,
-                           &bytes);
-  const int r = pending->wait_for(pool.timeout());
-  if (r == -ENOENT || (r >= 0 && bytes.empty())) return;
-  check(r, "cannot read rbd_directory");
-  for (const auto& [name, value] : decode_trivial_map(bytes).entries) {
-    std::vector<std::string>& snapshots = into[name];
-    try {
-      Format1Header header;
-      if (read_header(pool, name, &header))
-        for (const Format1Snapshot& s : header.snapshots)
-          snapshots.push_back(s.name);
-    } catch (const Error&) {
-      // Listed without snapshots; opening it says what is wrong.
-    }
-  }
 }
 
 }  // namespace nbdrados

@@ -5,10 +5,12 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <mutex>
 #include <utility>
 
 #include "image/exclusive_lock.hpp"
+#include "image/format2_snapshots.hpp"
 #include "image/formats.hpp"
 #include "rados/error.hpp"
 #include "rbd/features.hpp"
@@ -467,7 +469,9 @@ class Format2 final : public ImageFormat {
             .header_oid = header_oid_,
             .details = core_.features == 0
                            ? std::string("no features")
-                           : "features " + feature_names(core_.features)};
+                           : "features " + feature_names(core_.features),
+            .data_pool = core_.data_pool ? data_pool_text(*core_.data_pool)
+                                         : "its pool"};
   }
 
   const Pool pool_;
@@ -497,56 +501,6 @@ std::unique_ptr<ImageFormat> open_format2(const Pool& pool,
   std::string id;
   if (!read_id(pool, spec.image, &id)) return nullptr;
   return std::make_unique<Format2>(pool, spec, id, options);
-}
-
-void list_format2(const Pool& pool, Listing& into) {
-  // As many as librbd asks for at a time (RBD_MAX_KEYS_READ is 64, the
-  // object class allows more).
-  constexpr std::uint64_t page = 1024;
-  std::string last;
-  for (;;) {
-    std::string bytes;
-    const auto pending =
-        pool.store->exec(std::string(rbd_directory_oid), rbd_class,
-                         "dir_list", encode_list(last, page), &bytes);
-    const int r = pending->wait_for(pool.timeout());
-    if (r == -ENOENT) return;
-    check(r, "cannot list rbd_directory");
-    const auto images = decode_dir_list(bytes);
-    for (const auto& [name, id] : images) {
-      std::vector<std::string>& snapshots = into[name];
-      try {
-        const std::string oid = format2_header_oid(id);
-        HeaderCalls calls(pool, oid);
-        const SnapContext snapc = decode_get_snapcontext(
-            calls.output(calls.start("get_snapcontext")));
-        for (const Format2Snapshot& s : read_snapshots(pool, oid, snapc))
-          if (s.kind == Format2SnapshotKind::user)
-            snapshots.push_back(s.name);
-      } catch (const Error&) {
-        // Listed without snapshots; opening it says what is wrong.
-      }
-    }
-    if (images.size() < page) return;
-    last = images.rbegin()->first;
-  }
-}
-
-std::vector<std::string> list_namespaces(const Pool& pool) {
-  constexpr std::uint64_t page = 1024;
-  std::vector<std::string> all;
-  for (;;) {
-    std::string bytes;
-    const auto pending = pool.store->exec(
-        std::string(rbd_namespace_oid), rbd_class, "namespace_list",
-        encode_list(all.empty() ? "" : all.back(), page), &bytes);
-    const int r = pending->wait_for(pool.timeout());
-    if (r == -ENOENT) return all;
-    check(r, "cannot list rbd_namespace");
-    const auto names = decode_namespace_list(bytes);
-    all.insert(all.end(), names.begin(), names.end());
-    if (names.size() < page) return all;
-  }
 }
 
 }  // namespace nbdrados

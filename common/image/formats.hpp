@@ -52,16 +52,17 @@ void create_striper(const Pool& pool, const ImageSpec& spec,
 
 /// Names of images, with the names of their (user's) snapshots.
 using Listing = std::map<std::string, std::vector<std::string>>;
-void list_format1(const Pool& pool, Listing& into);
-void list_format2(const Pool& pool, Listing& into);
 void list_striper(const Pool& pool, Listing& into);
-/// The RBD namespaces of a pool, without the default one.
-[[nodiscard]] std::vector<std::string> list_namespaces(const Pool& pool);
 
 /// Throws Error(ENOTSUP) that says why a method of the class rbd that changes
 /// an object gave EOPNOTSUPP: its OSDs lack the class, or the pool is
 /// erasure-coded.  Throws Error where that cannot be asked.
 [[noreturn]] void rbd_class_refused(const Pool& pool);
+
+/// A pool's stores.  Throws Error ENOENT where there is no such pool.
+[[nodiscard]] Pool open_pool(const std::shared_ptr<Cluster>& cluster,
+                             const std::string& pool,
+                             const std::string& name_space);
 
 /// Whether an object exists.  Throws Error.
 [[nodiscard]] bool object_exists(const Pool& pool, const std::string& oid);

@@ -27,9 +27,11 @@ const char* const config_help =
     "pool=<POOL>                The pool (required, unless in the target).\n"
     "namespace=<NAMESPACE>      The RBD namespace in the pool.\n"
     "image=<IMAGE>[@<SNAP>]     The image. Without it the export name chooses.\n"
+    "image-name=<NAME>          The image, by its exact name.\n"
     "snapshot=<SNAP>            A snapshot of the image.\n"
     "since=<SNAP>               Only what has changed since that snapshot.\n"
     "format=auto|1|2|striper    Format of the image (default auto).\n"
+    "list=all|images|none       What the list of exports tells (default all).\n"
     "conf=<FILE>                ceph.conf (default: Ceph's own search).\n"
     "id=<ID>                    The user client.<ID> (default admin).\n"
     "name=<TYPE>.<ID>           The user, in full.\n"
@@ -143,14 +145,15 @@ void Config::set(const std::string& key, const std::string& value) {
   if (!seen_.insert(key).second) bad(key + "= is given twice");
 
   if (key == "target") {
-    if (seen_.contains("pool") || seen_.contains("image"))
+    if (seen_.contains("pool") || image)
       bad("'" + value + "': pool= or image= is given as well");
     set_target(value);
   } else if (key == "pool") {
     pool = value;
   } else if (key == "namespace") {
     name_space = value;
-  } else if (key == "image") {
+  } else if (key == "image" || key == "image-name") {
+    if (image) bad(key + "=" + value + ": an image is given already");
     image = value;
   } else if (key == "snapshot") {
     snapshot = value;
@@ -161,6 +164,15 @@ void Config::set(const std::string& key, const std::string& value) {
     const auto f = parse_format(value);
     if (!f) bad("format=" + value + " is not one of auto, 1, 2, striper");
     format = *f;
+  } else if (key == "list") {
+    if (value == "all")
+      list = ListMode::all;
+    else if (value == "images")
+      list = ListMode::images;
+    else if (value == "none")
+      list = ListMode::none;
+    else
+      bad("list=" + value + " is not one of all, images, none");
   } else if (key == "conf") {
     cluster.conf = absolute(key, value);
   } else if (key == "id") {
@@ -235,6 +247,26 @@ void Config::set(const std::string& key, const std::string& value) {
   }
 }
 
+void Config::split_image() {
+  const ImageSpec parsed = parse_image_name(*image, format);
+  image = parsed.image;
+  if (!parsed.name_space.empty()) {
+    if (name_space && *name_space != parsed.name_space)
+      bad("namespace=" + *name_space + " and a namespace in the image name");
+    name_space = parsed.name_space;
+  }
+  if (!parsed.snapshot.empty()) {
+    if (!snapshot.empty())
+      bad("snapshot=" + snapshot + " and a snapshot in the image name");
+    snapshot = parsed.snapshot;
+  }
+  if (!parsed.since.empty()) {
+    if (!since.empty())
+      bad("since=" + since + " and '@since=' in the image name");
+    since = parsed.since;
+  }
+}
+
 void Config::complete() {
   if (pool.empty())
     bad("pool= is missing (or POOL/IMAGE as the first argument)");
@@ -246,27 +278,14 @@ void Config::complete() {
 
   create_options.format = format;
   if (image) {
-    const ImageSpec parsed = parse_image_name(*image, format);
-    image = parsed.image;
-    if (!parsed.name_space.empty()) {
-      if (name_space && *name_space != parsed.name_space)
-        bad("namespace=" + *name_space + " and a namespace in the image name");
-      name_space = parsed.name_space;
-    }
-    if (!parsed.snapshot.empty()) {
-      if (!snapshot.empty())
-        bad("snapshot=" + snapshot + " and a snapshot in the image name");
-      snapshot = parsed.snapshot;
-    }
-    if (!parsed.since.empty()) {
-      if (!since.empty())
-        bad("since=" + since + " and '@since=' in the image name");
-      since = parsed.since;
-    }
+    if (image->empty()) bad("the image name is empty");
+    if (!seen_.contains("image-name")) split_image();
     if (!since.empty() && format == FormatChoice::striper)
       bad("since=" + since + ": striped objects have no snapshots");
     if (!since.empty() && create)
       bad("since=" + since + ": a new image has no snapshots");
+    if (seen_.contains("list"))
+      bad("list= is for a whole pool, and an image is given");
   } else if (!snapshot.empty()) {
     bad("snapshot= needs image=");
   } else if (!since.empty()) {

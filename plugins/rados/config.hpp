@@ -19,6 +19,9 @@
 
 namespace nbdrados {
 
+/// What clients are told of the names in a pool.
+enum class ListMode : std::uint8_t { all, images, none };
+
 /// What the command line says.  Written while nbdkit reads it, constant
 /// afterwards.
 class Config {
@@ -37,6 +40,7 @@ class Config {
   std::string snapshot;
   std::string since;
   FormatChoice format = FormatChoice::automatic;
+  ListMode list = ListMode::all;
   bool create = false;
   CreateOptions create_options;
   LockMode lock = LockMode::exclusive;
@@ -54,6 +58,8 @@ class Config {
 
  private:
   void set_target(const std::string& value);
+  /// Takes apart what image= says.
+  void split_image();
 
   std::set<std::string> seen_;
 };

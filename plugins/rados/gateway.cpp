@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <utility>
 
+#include "image/listing.hpp"
 #include "rados/error.hpp"
 
 namespace nbdrados {
@@ -17,6 +18,23 @@ namespace {
 /// Threads for mapping objects, which librados does only synchronously.
 /// They wait for OSDs, so there may be more of them than processors.
 constexpr std::size_t mapping_threads = 32;
+
+/// For a list that the client of the calling thread waits for.
+ListOptions list_options(const Config& config) {
+  ListOptions options;
+  options.format = config.format;
+  // Both are nbdkit's limits (server/exports.c, MAX_EXPORTS; NBD_MAX_STRING).
+  // With more it gives the client an error and no list.
+  options.most = 10000;
+  options.longest = 4096;
+  // Fails where the server stops or the client has gone, and says so in the
+  // log (nbdkit: server/public.c).
+  options.stop = [] { return nbdkit_nanosleep(0, 0) == -1; };
+  options.log = [](const std::string& line) {
+    nbdkit_error("%s", line.c_str());
+  };
+  return options;
+}
 
 }  // namespace
 
@@ -161,8 +179,16 @@ void Gateway::release(std::shared_ptr<Slot> slot) noexcept {
 }
 
 std::vector<std::string> Gateway::list() {
-  return list_images(cluster_, config_.pool, config_.name_space,
-                     config_.format);
+  if (config_.list == ListMode::none) return {};
+  ListOptions options = list_options(config_);
+  options.snapshots = config_.list == ListMode::all;
+  return list_images(cluster_, config_.pool, config_.name_space, options);
+}
+
+std::optional<std::string> Gateway::only_image() {
+  if (config_.list == ListMode::none) return std::nullopt;
+  return nbdrados::only_image(cluster_, config_.pool, config_.name_space,
+                              list_options(config_));
 }
 
 void Gateway::create() {

@@ -9,6 +9,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -69,8 +70,13 @@ class Gateway {
   [[nodiscard]] Use* open(const ImageSpec& spec, bool writable);
   void close(Use* use);
 
-  /// The names of all exports.  Throws Error.
+  /// Export names of images and snapshots, as `list` says.  Ends early when
+  /// the client of the calling thread has gone or the server stops.  Throws
+  /// Error.
   [[nodiscard]] std::vector<std::string> list();
+  /// The export name of the only image; none where there are several, or none,
+  /// or where names are not to be told.  Throws Error.
+  [[nodiscard]] std::optional<std::string> only_image();
 
   /// Creates the configured image.  Throws Error.
   void create();

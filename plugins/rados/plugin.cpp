@@ -154,13 +154,8 @@ const char* default_export(int /*readonly*/, int /*is_tls*/) {
   return guard("default_export", static_cast<const char*>(nullptr),
                []() -> const char* {
                  if (config->image) return "";
-                 std::string only;
-                 for (const std::string& name : gateway->list()) {
-                   if (name.find('@') != std::string::npos) continue;
-                   if (!only.empty()) return "";
-                   only = name;
-                 }
-                 return nbdkit_strdup_intern(only.c_str());
+                 const auto only = gateway->only_image();
+                 return only ? nbdkit_strdup_intern(only->c_str()) : "";
                });
 }
 

@@ -134,6 +134,7 @@ void Image::publish(View view) {
     view.failure = lost_;
     view.reason = lost_reason_;
   }
+  failed_ = view.failure != 0 && lost_ == 0;
   view.hold_writes = holding_ && view.failure == 0;
   view.needs_lock = writable_ && view.lockable && !locked_;
   // While notifications may be missing, the lock may have been too.
@@ -317,6 +318,23 @@ void Image::fail_for_good(int code, const std::string& reason) {
   lost_reason_ = reason;
   holding_ = false;
   publish(last_);
+}
+
+/// A View that fails says what was so when the metadata was read: a parent
+/// that was being migrated, an OSD's trouble.  That nothing of it is left need
+/// not change the header, and so nobody notifies.  So the requests see to it,
+/// the first at once and then one in a while.
+void Image::retry() {
+  using Clock = std::chrono::steady_clock;
+  const std::scoped_lock one_try(retry_mutex_);
+  if (!failed_ || Clock::now() < next_retry_) return;
+  try {
+    load_and_publish();
+  } catch (const Error&) {
+    // The View says what it was, the new one or the old one.
+  }
+  next_retry_ =
+      failed_ ? Clock::now() + retry_interval : Clock::time_point{};
 }
 
 void Image::distrust() {

@@ -140,7 +140,8 @@ struct View {
   bool hold_writes = false;
   /// What is known of its objects holds (see known_extents.hpp).
   bool known = false;
-  /// Not 0: every request fails with this positive errno and `reason`.
+  /// Not 0: requests fail with this positive errno and `reason`.  Each one
+  /// first sees whether that has ended: see Image::retry.
   int failure = 0;
   std::string reason = {};
   bool operator==(const View&) const = default;
@@ -450,6 +451,12 @@ class Image {
   void hold_writes();
   void end_hold();
   void fail_for_good(int code, const std::string& reason);
+  void retry();
+  /// What a request works with.
+  [[nodiscard]] Published<View>::Reader request_view() {
+    if (failed_.load(std::memory_order_relaxed)) retry();
+    return view_.read();
+  }
   void publish(View view);
   void log(const std::string& line, bool trouble = true) const;
 
@@ -478,6 +485,15 @@ class Image {
   std::shared_ptr<ObjectMap> map_;  // guarded by state_mutex_
   int lost_ = 0;             // guarded by state_mutex_: failed for good
   std::string lost_reason_;  // guarded by state_mutex_
+
+  /// How often the metadata of an image that fails is asked for again.
+  static constexpr std::chrono::seconds retry_interval{1};
+  /// The View fails, and not for good.  Changed under state_mutex_.
+  std::atomic<bool> failed_{false};
+  /// Held during that: the requests of the time wait for its outcome.  Taken
+  /// before format_mutex_.
+  std::mutex retry_mutex_;
+  std::chrono::steady_clock::time_point next_retry_;  // guarded by retry_mutex_
 
   /// The header is watched or locked, so it does not vanish unseen.
   std::atomic<bool> guarded_{false};
@@ -520,7 +536,7 @@ bool Image::confirmed(Request&& request) {
     std::uint64_t overlap = 0;
     ParentSpec parent;
     {
-      const auto view = view_.read();
+      const auto view = request_view();
       const bool missing = request(*view);
       if (!missing || !doubtful(*view)) return missing;
       size = view->size;

@@ -54,6 +54,13 @@ inline bool is_verdict(int code) {
   }
 }
 
+/// Whether such a verdict on the image itself stays true: neither an image,
+/// nor a pool that has been deleted comes back under its number; and who was
+/// shut out must not go on.
+inline bool is_final(int code) {
+  return code == ENOENT || code == ENXIO || code == ESHUTDOWN;
+}
+
 /// What requests fail with after such a verdict.
 inline int failure_for(int code) { return code == ESHUTDOWN ? ESHUTDOWN : EIO; }
 

@@ -168,7 +168,7 @@ void Image::write_request(std::uint64_t length, std::uint64_t offset,
     throw Error(EROFS, traits_.name + ": this export is read-only");
   const auto attempt = [&] {
     try {
-      const auto view = view_.read();
+      const auto view = request_view();
       check_request(*view, length, offset);
       if (!view->unwritable.empty())
         throw Error(EROFS, traits_.name + ": " + view->unwritable);

@@ -233,9 +233,8 @@ void Image::Maintenance::serve(int code, const Notifications& notifications) {
       image_.load_and_publish(true);
     } catch (const Error& e) {
       image_.log(image_.traits_.name + ": " + e.what());
-      // After a verdict every request fails, until a later notification
-      // brings a better header.  Otherwise writes must wait until the
-      // change has been seen.
+      // After a verdict requests fail, and see for themselves when that ends.
+      // Otherwise writes must wait until the change has been seen.
       if (!is_verdict(e.code())) restore_watch("the header cannot be read");
     }
   }
@@ -255,6 +254,7 @@ void Image::Maintenance::restore_watch(const std::string& why) {
     const std::scoped_lock lock(mutex_);
     lost_watch_ = 0;
   };
+  std::string said;
   for (;;) {
     try {
       // In a second try the new one will do, if it works.
@@ -273,7 +273,7 @@ void Image::Maintenance::restore_watch(const std::string& why) {
         }
       }
       forget_old();
-      image_.load_and_publish();
+      catch_up();
       // Of a watch that could not be made there is nothing to check.
       if (!watch_ || watch_->check() == 0) {
         image_.end_hold();
@@ -282,7 +282,7 @@ void Image::Maintenance::restore_watch(const std::string& why) {
         return;
       }
     } catch (const Error& e) {
-      if (is_verdict(e.code())) {
+      if (is_final(e.code())) {
         image_.fail_for_good(failure_for(e.code()),
                              image_.traits_.name +
                                  (e.code() == ENOENT
@@ -294,12 +294,30 @@ void Image::Maintenance::restore_watch(const std::string& why) {
         forget_old();
         return;
       }
-      image_.log(image_.traits_.name + ": " + e.what());
+      // This may end, but writers are not to wait for it.
+      if (is_verdict(e.code()))
+        image_.refuse_writers(
+            Error(failure_for(e.code()),
+                  image_.traits_.name + ": the header cannot be watched: " +
+                      error_text(e.code())));
+      if (said != e.what())
+        image_.log(image_.traits_.name + ": " + (said = e.what()));
     }
     std::unique_lock lock(mutex_);
     if (wake_.wait_for(lock, std::chrono::seconds(1),
                        [this] { return stopping_; }))
       return;
+  }
+}
+
+/// Reads what may have been missed without a watch.
+void Image::Maintenance::catch_up() {
+  try {
+    image_.load_and_publish();
+  } catch (const Error& e) {
+    if (!is_verdict(e.code()) || is_final(e.code())) throw;
+    // The requests see when that ends, as in serve.
+    image_.log(image_.traits_.name + ": " + e.what());
   }
 }
 

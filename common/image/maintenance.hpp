@@ -72,6 +72,7 @@ class Image::Maintenance final : public WatchHandler {
   void work();
   void serve(int code, const Notifications& notifications);
   void restore_watch(const std::string& why);
+  void catch_up();
   void renew();
   [[nodiscard]] bool answered_at_once(std::uint64_t notify_id,
                                       std::uint64_t cookie,

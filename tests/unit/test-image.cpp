@@ -54,16 +54,18 @@ class TestFormat final : public ImageFormat {
     std::atomic<int> keep_alive_error{0};
     std::atomic<int> keep_alives{0};
     std::optional<std::chrono::milliseconds> interval;
+    std::shared_ptr<State> parent;  // of what it is a clone
   };
 
   TestFormat(ObjectStore& store, Layout layout, std::shared_ptr<State> state,
-             std::string header = "header", bool keep_first = false)
+             std::string header = "header", bool keep_first = false,
+             std::string prefix = "data")
       : store_(store),
         state_(std::move(state)),
         traits_{.name = "pool/image",
                 .format = "test format",
                 .layout = layout,
-                .object_prefix = "data",
+                .object_prefix = std::move(prefix),
                 .name_digits = 4,
                 .keep_first_object = keep_first,
                 .header_oid = std::move(header),
@@ -83,6 +85,12 @@ class TestFormat final : public ImageFormat {
     if (const int e = state_->keep_alive_error)
       throw Error(e, "the lock is lost");
     return state_->interval;
+  }
+  std::unique_ptr<ImageFormat> open_parent(const ParentSpec& spec) override {
+    return std::make_unique<TestFormat>(
+        store_, traits_.layout, state_->parent,
+        "header" + std::to_string(spec.snap), false,
+        "parent" + std::to_string(spec.snap));
   }
   /// Needed where the view says lockable.
   ExclusiveLock* lock() noexcept override { return &lock_; }
@@ -204,6 +212,13 @@ bool eventually(const std::function<bool()>& condition) {
 
 using u64 = std::uint64_t;
 constexpr u64 K = 1024;
+
+/// An object with these bytes.
+MemoryObject memory_object(const std::string& bytes) {
+  MemoryObject object;
+  object.data.write(0, bytes);
+  return object;
+}
 
 class TestRequests : public CppUnit::TestFixture {
   CPPUNIT_TEST_SUITE(TestRequests);
@@ -896,6 +911,11 @@ class TestMetadata : public CppUnit::TestFixture {
   CPPUNIT_TEST(failed_load_confirms_nothing);
   CPPUNIT_TEST(unguarded_image_is_asked_for);
   CPPUNIT_TEST(stuck_request_does_not_stop_refresh);
+  CPPUNIT_TEST(failure_ends_with_its_reason);
+  CPPUNIT_TEST(failure_is_asked_for_now_and_then);
+  CPPUNIT_TEST(failure_while_the_watch_is_made);
+  CPPUNIT_TEST(watch_that_is_refused_for_a_while);
+  CPPUNIT_TEST(failure_of_a_parent_ends);
   CPPUNIT_TEST(deleted_snapshot_is_not_zeros);
   CPPUNIT_TEST(lost_lock);
   CPPUNIT_TEST(published_value_under_load);
@@ -1238,6 +1258,137 @@ class TestMetadata : public CppUnit::TestFixture {
     set_load_error(b, 0);
     b.image->refresh();
     b.write("x", 0);
+  }
+
+  /// No notification and no new client says so.
+  void failure_ends_with_its_reason() {
+    Bench b(Layout(4 * K, 4 * K, 1), 64 * K);
+    b.write("x", 0);
+    const auto fail_once = [&](int code) {
+      set_load_error(b, code);
+      CPPUNIT_ASSERT_EQUAL(code, error_of([&] { b.image->refresh(); }));
+      set_load_error(b, 0);
+    };
+    // The first request asks at once, whatever it is.
+    fail_once(EIO);
+    CPPUNIT_ASSERT_EQUAL(std::string("x"), b.read(1, 0));
+    fail_once(ENOTSUP);
+    b.write("y", 0);
+    fail_once(EACCES);
+    CPPUNIT_ASSERT(b.extents(64 * K, 0)[0].data);
+    // What was seen is what is so now.
+    set_load_error(b, EIO);
+    CPPUNIT_ASSERT_EQUAL(0, b.store.notify("header", "", 10s));
+    b.set_view({.size = 32 * K, .snapc = {7, {7}}});
+    set_load_error(b, 0);
+    b.write("z", 0);
+    CPPUNIT_ASSERT(b.last_context() == (SnapContext{7, {7}}));
+    CPPUNIT_ASSERT_EQUAL(EINVAL, error_of([&] { (void)b.read(1, 32 * K); }));
+  }
+
+  void failure_is_asked_for_now_and_then() {
+    Bench b(Layout(4 * K, 4 * K, 1), 64 * K);
+    b.write("x", 0);
+    set_load_error(b, EIO);
+    CPPUNIT_ASSERT_EQUAL(0, b.store.notify("header", "", 10s));
+    const int loads = b.state->loads;
+    const auto start = std::chrono::steady_clock::now();
+    std::vector<std::future<void>> clients;
+    for (int i = 0; i < 4; ++i)
+      clients.push_back(std::async(std::launch::async, [&] {
+        for (int n = 0; n < 100; ++n)
+          CPPUNIT_ASSERT_EQUAL(EIO, error_of([&] { (void)b.read(1, 0); }));
+      }));
+    for (auto& c : clients) c.get();
+    const auto took = std::chrono::steady_clock::now() - start;
+    const int asked = b.state->loads - loads;
+    CPPUNIT_ASSERT(asked >= 1);
+    CPPUNIT_ASSERT(asked <= 1 + took / 1s);
+    set_load_error(b, 0);
+    CPPUNIT_ASSERT(
+        eventually([&] { return error_of([&] { b.write("y", 0); }) == 0; }));
+    // When all is well it is not asked for.
+    const int well = b.state->loads;
+    CPPUNIT_ASSERT_EQUAL(std::string("y"), b.read(1, 0));
+    CPPUNIT_ASSERT_EQUAL(well, b.state->loads.load());
+  }
+
+  void failure_while_the_watch_is_made() {
+    Bench b(Layout(4 * K, 4 * K, 1), 64 * K);
+    b.write("x", 0);
+    set_load_error(b, ENOTSUP);
+    const int loads = b.state->loads;
+    b.store.lose_watches("header", ENOTCONN);
+    CPPUNIT_ASSERT(eventually([&] { return b.state->loads > loads; }));
+    CPPUNIT_ASSERT(eventually(
+        [&] { return error_of([&] { b.write("y", 0); }) == EIO; }));
+    // Notifications are answered in the meantime.
+    CPPUNIT_ASSERT_EQUAL(0, b.store.notify("header", "", 10s));
+    CPPUNIT_ASSERT(!b.image->lost());
+    set_load_error(b, 0);
+    CPPUNIT_ASSERT(
+        eventually([&] { return error_of([&] { b.write("y", 0); }) == 0; }));
+    CPPUNIT_ASSERT_EQUAL(std::string("y"), b.read(1, 0));
+    CPPUNIT_ASSERT_EQUAL(std::size_t{1}, b.memory.watchers("header"));
+  }
+
+  /// A key whose rights are taken away, and given back.
+  void watch_that_is_refused_for_a_while() {
+    Bench b(Layout(4 * K, 4 * K, 1), 64 * K);
+    b.write("x", 0);
+    b.store.inject(
+        {.kind = Kind::watch, .times = FaultStore::always, .error = EACCES});
+    b.store.lose_watches("header", ENOTCONN);
+    CPPUNIT_ASSERT(eventually([&] { return b.store.hits() >= 1; }));
+    // Writers are told, and do not wait.
+    CPPUNIT_ASSERT_EQUAL(EIO, error_of([&] { b.write("y", 0); }));
+    CPPUNIT_ASSERT_EQUAL(std::string("x"), b.read(1, 0));
+    b.store.clear_faults();
+    CPPUNIT_ASSERT(
+        eventually([&] { return error_of([&] { b.write("y", 0); }) == 0; }));
+    CPPUNIT_ASSERT(!b.image->lost());
+  }
+
+  void failure_of_a_parent_ends() {
+    Bench b(Layout(4 * K, 4 * K, 1), 64 * K);
+    const auto parent = std::make_shared<TestFormat::State>();
+    const auto grandparent = std::make_shared<TestFormat::State>();
+    grandparent->view = {.size = 64 * K, .snap = 3};
+    parent->view = {.size = 64 * K,
+                    .snap = 2,
+                    .overlap = 64 * K,
+                    .parent_spec = {.name_space = "", .image_id = "g", .snap = 3}};
+    parent->parent = grandparent;
+    b.state->parent = parent;
+    b.memory.put("parent3.0000", memory_object("old"));
+    b.set_view({.size = 64 * K,
+                .overlap = 64 * K,
+                .parent_spec = {.name_space = "", .image_id = "p", .snap = 2}});
+    b.image->refresh();
+    CPPUNIT_ASSERT_EQUAL(std::string("old"), b.read(3, 0));
+    // The grandparent is moved.  Only the header of the parent says so, which
+    // nobody watches.
+    {
+      const std::scoped_lock lock(parent->mutex);
+      parent->load_error = ENOTSUP;
+    }
+    b.memory.put("parent3.0000", std::nullopt);
+    CPPUNIT_ASSERT_EQUAL(EIO, error_of([&] { (void)b.read(3, 0); }));
+    // It does not help that the image itself is well.
+    b.image->refresh();
+    CPPUNIT_ASSERT_EQUAL(EIO, error_of([&] { (void)b.read(3, 0); }));
+    b.memory.put("parent4.0000", memory_object("new"));
+    {
+      const std::scoped_lock lock(parent->mutex);
+      parent->load_error = 0;
+      parent->view.parent_spec = {.name_space = "", .image_id = "h", .snap = 4};
+    }
+    CPPUNIT_ASSERT(eventually([&] {
+      return error_of([&] {
+               CPPUNIT_ASSERT_EQUAL(std::string("new"), b.read(3, 0));
+             }) == 0;
+    }));
+    CPPUNIT_ASSERT(b.extents(64 * K, 0)[0].data);
   }
 
   void a_timeout_is_no_verdict() {

@@ -128,6 +128,20 @@ make_format1_image rbd wide $((4 << 30)) 31
 start_rados pool=rbd image=wide
 "$nbd_expect" "$(uri)" write 0 1M 1 ok , \
   extents 0 4294967295 1048576:data,4293918719:hole
+
+say "and OSDs take no more than osd_max_object_size of it"
+grep -q "wide: .* 2147483648 bytes .* 134217728 .*osd_max_object_size" \
+  "$nbdkit_log" || die "no warning at open"
+"$nbd_expect" "$(uri)" write 134213632 4096 1 ok , write 128M 4096 1 EIO , \
+  read-is 134213632 4096 1 , read-is 128M 1M 0 , write 2G 4096 2 ok
+grep -q "pwrite: .*cannot write object .*osd_max_object_size" "$nbdkit_log" ||
+  die "it is not said why"
+stop_nbdkit
+# An image that is smaller than its objects.
+make_format1_image rbd narrow $((100 << 20)) 31
+start_rados pool=rbd image=narrow
+"$nbd_expect" "$(uri)" write 0 4096 1 ok
+! grep -q osd_max_object_size "$nbdkit_log" || die "warned in vain"
 stop_nbdkit
 
 say "trim behind an object's end does not make it longer"

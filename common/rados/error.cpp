@@ -36,6 +36,9 @@ std::string error_text(int code) {
       return "not found";
     case ENOSPC:
       return "the cluster or the pool is full";
+    case EFBIG:
+      return "beyond the largest object that the OSDs allow "
+             "(osd_max_object_size)";
     case EDQUOT:
       return "the pool's quota has been reached";
     case ESHUTDOWN:

@@ -5,7 +5,9 @@
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <cstdlib>
 #include <utility>
 
 #include "image/listing.hpp"
@@ -88,7 +90,26 @@ std::shared_ptr<Image> Gateway::make_image(const ImageSpec& spec,
     else
       nbdkit_debug("%s", line.c_str());
   };
-  return std::make_shared<Image>(std::move(format), std::move(options));
+  auto image =
+      std::make_shared<Image>(std::move(format), std::move(options));
+  if (image->writable()) warn_of_large_objects(*image);
+  return image;
+}
+
+/// Only the OSDs know what they refuse; what this client's configuration says
+/// is a hint.
+void Gateway::warn_of_large_objects(Image& image) {
+  const std::uint64_t limit = std::strtoull(
+      cluster_->ceph_option("osd_max_object_size").value_or("").c_str(),
+      nullptr, 10);
+  const std::uint64_t largest =
+      std::min(image.traits().layout.object_size(), image.size());
+  if (limit != 0 && largest > limit)
+    nbdkit_error("%s: objects can become %llu bytes long, but OSDs refuse "
+                 "writes beyond %llu (osd_max_object_size)",
+                 image.traits().name.c_str(),
+                 static_cast<unsigned long long>(largest),
+                 static_cast<unsigned long long>(limit));
 }
 
 std::shared_ptr<Difference> Gateway::make_difference(

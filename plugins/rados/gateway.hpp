@@ -94,6 +94,7 @@ class Gateway {
 
   [[nodiscard]] std::shared_ptr<Image> make_image(const ImageSpec& spec,
                                                   bool writable);
+  void warn_of_large_objects(Image& image);
   [[nodiscard]] std::shared_ptr<Difference> make_difference(
       const ImageSpec& spec, std::shared_ptr<Image> image);
   /// Forgets a place that nobody uses nor is about to use.

@@ -56,6 +56,7 @@ class ErrorTest : public CppUnit::TestFixture {
     CPPUNIT_ASSERT(contains(error_text(ENOENT), "not found"));
     CPPUNIT_ASSERT(contains(error_text(ENOTCONN), "not connected"));
     CPPUNIT_ASSERT(contains(error_text(ENXIO), "pool has been deleted"));
+    CPPUNIT_ASSERT(contains(error_text(EFBIG), "osd_max_object_size"));
     // Users must be able to tell them apart.
     std::set<std::string> all;
     const int codes[] = {ESHUTDOWN, EDQUOT, ENOSPC, ETIMEDOUT, ENOENT,

@@ -81,7 +81,7 @@ Image::Image(std::unique_ptr<ImageFormat> format, ImageOptions options)
           choose_granularity(options_.discard_granularity, traits_.layout)),
       writable_(options_.writable),
       view_(std::make_unique<View>()) {
-  if (options_.backing) {
+  if (options_.lineage) {
     // The link of its child keeps it, and the child is watched.
     guarded_ = true;
     load_and_publish();
@@ -219,6 +219,20 @@ void Image::load_and_publish(bool end_hold) {
   if (lost_ != 0) throw Error(lost_, lost_reason_);
 }
 
+/// Of a parent of this image.  A damaged header must not lead in a circle.
+std::shared_ptr<const Lineage> Image::lineage_of(
+    const ParentSpec& spec) const {
+  const unsigned depth = options_.lineage ? options_.lineage->depth + 1 : 1;
+  if (depth > max_depth)
+    throw Error(EIO, traits_.name + ": more than " +
+                         std::to_string(max_depth) +
+                         " generations of parents");
+  for (const Lineage* l = options_.lineage.get(); l; l = l->child.get())
+    if (l->spec == spec)
+      throw Error(EIO, traits_.name + ": is its own ancestor");
+  return std::make_shared<Lineage>(Lineage{spec, depth, options_.lineage});
+}
+
 std::shared_ptr<Image> Image::find_parent(const View& view) {
   if (view.overlap == 0) {
     parent_.reset();
@@ -226,13 +240,8 @@ std::shared_ptr<Image> Image::find_parent(const View& view) {
     return nullptr;
   }
   if (!parent_ || parent_spec_ != view.parent_spec) {
-    if (options_.depth == max_depth)
-      throw Error(EIO, traits_.name + ": more than " +
-                           std::to_string(max_depth) +
-                           " generations of parents");
     ImageOptions options;
-    options.backing = true;
-    options.depth = options_.depth + 1;
+    options.lineage = lineage_of(view.parent_spec);
     options.workers = options_.workers;
     options.log = options_.log;
     parent_ = std::make_shared<Image>(format_->open_parent(view.parent_spec),
@@ -349,7 +358,7 @@ bool Image::doubtful(const View& view) const noexcept {
   // locked is not removed unseen; the end of a snapshot is seen late,
   // because its objects go before the notification comes.  A parent is kept
   // by its child's link, but its own link to a parent can end unseen.
-  if (options_.backing) return view.overlap != 0;
+  if (options_.lineage) return view.overlap != 0;
   return view.snap != snap_head || view.hold_writes || !guarded_.load();
 }
 

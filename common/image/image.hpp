@@ -97,8 +97,6 @@ struct ImageTraits {
   std::string data_pool = "its pool";
 };
 
-class Image;
-
 /// The snapshot that a clone was made of.
 struct ParentSpec {
   std::int64_t pool = -1;
@@ -107,6 +105,15 @@ struct ParentSpec {
   SnapId snap = 0;
   bool operator==(const ParentSpec&) const = default;
 };
+
+/// A parent and the generations between it and the image that is served.
+struct Lineage {
+  ParentSpec spec;
+  unsigned depth = 1;  // 1: that image's own parent
+  std::shared_ptr<const Lineage> child = {};
+};
+
+class Image;
 
 /// What can change while an image is open.
 struct View {
@@ -223,10 +230,8 @@ struct ImageOptions {
   /// Where the lock is handed over: how long another client may have it
   /// before it is asked for it, until that one is known to write.
   std::chrono::seconds lock_wait = default_lock_wait;
-  /// It is a parent: only read, and its child's link keeps it.
-  bool backing = false;
-  /// How many generations of children it has.
-  unsigned depth = 0;
+  /// Of a parent, which is only read, and which its child's link keeps.
+  std::shared_ptr<const Lineage> lineage = {};
   /// Trims are rounded inwards to multiples of it; 0: 64 KiB, or the object
   /// size where that is smaller.
   std::uint64_t discard_granularity = 0;
@@ -312,9 +317,9 @@ class Image {
  private:
   friend class Difference;
   class Maintenance;
-  /// Generations of parents; there is no limit in librbd, but there must be
-  /// an end to what a damaged header can make of it.
-  static constexpr unsigned max_depth = 64;
+  /// Generations of parents.  A request that goes through all of them does so
+  /// by recursion, and a thread has 8 MiB of stack.
+  static constexpr unsigned max_depth = 1000;
   struct Target;  // this and the next three: see image_write.cpp
   struct Plan;
   struct MapFailure;
@@ -383,7 +388,7 @@ class Image {
   /// Whether zeros for such an object need no confirmation: a parent's do,
   /// because it is the child who may be gone.
   [[nodiscard]] bool can_be_sure(const View& view) const noexcept {
-    return view.overlap == 0 && !options_.backing;
+    return view.overlap == 0 && !options_.lineage;
   }
   [[nodiscard]] bool keep_promise(const View& view);
   /// What is known of objects is not to be believed any more.
@@ -400,8 +405,10 @@ class Image {
                    std::span<const WriteMerger::Part> parts);
   void zero_chunk(const View& view, std::uint64_t length,
                   std::uint64_t offset, Zero how);
-  void zero_objects(const View& view, std::uint64_t first,
-                    std::uint64_t count);
+  std::uint64_t zero_objects(const View& view, std::uint64_t first,
+                             std::uint64_t count, bool ask);
+  [[nodiscard]] std::vector<std::uint64_t> objects_to_clear(
+      const View& view, std::uint64_t first, std::uint64_t count);
   [[nodiscard]] bool backed(const View& view,
                             std::uint64_t object_no) const noexcept;
   [[nodiscard]] bool removes(const View& view,
@@ -411,8 +418,9 @@ class Image {
   void change(const View& view, const Target& target, AddSteps&& add,
               const char* doing);
   template <class GetTarget, class AddSteps>
-  void change_many(const View& view, std::size_t count, GetTarget&& target,
-                   AddSteps&& add, const char* doing);
+  std::size_t change_many(const View& view, std::size_t count,
+                          GetTarget&& target, AddSteps&& add,
+                          const char* doing);
   template <class AddSteps>
   void add_steps(const View& view, const Target& target, WriteOp& op,
                  AddSteps&& add) const;
@@ -446,6 +454,8 @@ class Image {
   /// returns the object map.
   [[nodiscard]] std::shared_ptr<ObjectMap> publish_unlocked();
   [[nodiscard]] std::shared_ptr<Image> find_parent(const View& view);
+  [[nodiscard]] std::shared_ptr<const Lineage> lineage_of(
+      const ParentSpec& spec) const;
   /// Writers that wait for the lock get this error.
   void refuse_writers(const Error& why);
   void hold_writes();

@@ -18,9 +18,14 @@
 
 namespace nbdrados {
 
-/// At most so many objects of a request are in flight, which is also
-/// librados' own bound on operations (objecter_inflight_ops).
+/// A request is worked on so many objects at a time, which is also librados'
+/// own bound on the operations in flight of a client
+/// (objecter_inflight_ops).
 inline constexpr std::uint64_t chunk_objects = 1024;
+
+/// Of those that a request changes, at most so many are in flight: the other
+/// images of the server must not wait for long.  More make it no faster.
+inline constexpr std::size_t changes_in_flight = 256;
 
 /// Consecutive bytes of the image that are in one object.
 inline std::uint64_t unit_size(const Layout& layout) {

@@ -269,15 +269,16 @@ void Image::add_steps(const View& view, const Target& target, WriteOp& op,
 template <class AddSteps>
 void Image::change(const View& view, const Target& target, AddSteps&& add,
                    const char* doing) {
-  change_many(
+  (void)change_many(
       view, 1, [&](std::size_t) { return target; },
       [&](WriteOp& op, std::size_t) { add(op); }, doing);
 }
 
-/// As change, for target(i), i in [0, count), ascending; all are in flight
+/// As change, for target(i), i in [0, count), ascending; many are in flight
 /// at once.  Throws the first error, in their order, when all have ended.
+/// Returns how many were not there, and did not need to be.
 template <class GetTarget, class AddSteps>
-void Image::change_many(const View& view, std::size_t count,
+std::size_t Image::change_many(const View& view, std::size_t count,
                         GetTarget&& target, AddSteps&& add,
                         const char* doing) {
   // Whatever comes of it, what was known of the objects holds no more.  Made
@@ -349,7 +350,15 @@ void Image::change_many(const View& view, std::size_t count,
   }
 
   std::vector<std::size_t> copies;
+  const auto settle = [&](std::size_t i) {
+    Change& c = changes[i];
+    if (!c.pending) return;
+    c.result = c.pending->wait();
+    c.pending.reset();
+    if (c.plan.guarded && c.result == -ENOENT) copies.push_back(i);
+  };
   for (std::size_t i = 0; i < count; ++i) {
+    if (i >= changes_in_flight) settle(i - changes_in_flight);
     if (changes[i].plan.skip) continue;
     if (changes[i].plan.copy_up) {
       copies.push_back(i);
@@ -361,19 +370,13 @@ void Image::change_many(const View& view, std::size_t count,
     add_steps(view, t, op, [&](WriteOp& o) { add(o, i); });
     changes[i].pending = data_.write(object_name(t.object_no), op, view.snapc);
   }
-  for (std::size_t i = 0; i < count; ++i) {
-    Change& c = changes[i];
-    if (!c.pending) continue;
-    c.result = c.pending->wait();
-    if (c.plan.guarded && c.result == -ENOENT) copies.push_back(i);
-  }
+  for (std::size_t i = 0; i < count; ++i) settle(i);
   // What took too long may still happen, whatever becomes of the others.
   for (std::size_t i = 0; i < count; ++i)
     if (changes[i].result == -ETIMEDOUT) distrust();
   std::vector<std::uint64_t> created;
   for (std::size_t i = 0; i < count; ++i)
-    if (changes[i].plan.creates && changes[i].pending &&
-        changes[i].result >= 0)
+    if (changes[i].plan.creates && changes[i].result >= 0)
       created.push_back(number(i));
   if (!created.empty()) {
     try {
@@ -393,12 +396,15 @@ void Image::change_many(const View& view, std::size_t count,
   else if (!copies.empty())
     options_.workers->for_each(copies.size(), copy);
 
+  std::size_t missing = 0;
   for (std::size_t i = 0; i < count; ++i) {
+    const int r = changes[i].result;
+    if (r >= 0) continue;
     const Target t = target(i);
     // What is to be zero or gone may well not be there.
-    if (const int r = changes[i].result;
-        r < 0 && !(r == -ENOENT && t.effect != Target::Effect::write))
+    if (r != -ENOENT || t.effect == Target::Effect::write)
       object_error(-r, doing, t.object_no);
+    ++missing;
   }
   try {
     for_runs(removed, [&](std::uint64_t first, std::size_t n) {
@@ -407,6 +413,7 @@ void Image::change_many(const View& view, std::size_t count,
   } catch (const Error& e) {
     throw MapFailure{view.map, e};
   }
+  return missing;
 }
 
 // Copy-up ---------------------------------------------------------------------
@@ -627,7 +634,7 @@ void Image::write_chunk(const View& view, const char* buffer,
     for (const Fragment& f : e.parts)
       pieces.push_back({buffer + (f.image_offset - offset), f.length});
 
-  change_many(
+  (void)change_many(
       view, extents.size(),
       [&](std::size_t i) {
         return target(extents[i].object_no, extents[i].length);
@@ -671,7 +678,7 @@ void Image::zero_chunk(const View& view, std::uint64_t length,
   std::vector<ConstPiece> tails(extents.size());
   const ConstPiece page{zero_page.data(), zero_page.size()};
 
-  change_many(
+  (void)change_many(
       view, extents.size(),
       [&](std::size_t i) {
         // Only what is an object's full size is removed: an image that is
@@ -704,16 +711,57 @@ void Image::zero_chunk(const View& view, std::uint64_t length,
       "cannot zero");
 }
 
-void Image::zero_objects(const View& view, std::uint64_t first,
-                         std::uint64_t count) {
-  change_many(
-      view, count,
-      [&](std::size_t i) {
-        return Target{.object_no = first + i,
-                      .effect = Target::Effect::clear,
-                      .whole = true};
-      },
-      [](WriteOp&, std::size_t) {}, "cannot remove");
+/// Those of the objects [first, first + count) that are to be cleared: all but
+/// those that are not there.  To an OSD the removal of a missing object is a
+/// write that failed, which every replica notes in its log: the question
+/// whether it is there takes a fraction of that.  Who makes an object after
+/// the question could as well have made it after the removal.
+std::vector<std::uint64_t> Image::objects_to_clear(const View& view,
+                                                   std::uint64_t first,
+                                                   std::uint64_t count) {
+  struct Question {
+    std::uint64_t size = 0;
+    std::unique_ptr<Pending> pending = {};
+  };
+  std::vector<Question> questions(count);
+  std::vector<std::uint64_t> numbers;
+  for (std::uint64_t i = 0; i < count + changes_in_flight; ++i) {
+    if (i >= changes_in_flight) {
+      // Where the answer is an error, the removal says what is wrong.
+      Question& q = questions[i - changes_in_flight];
+      if (!q.pending || q.pending->wait() != -ENOENT)
+        numbers.push_back(first + i - changes_in_flight);
+      q.pending.reset();
+    }
+    // What the parent backs must come into being.
+    if (i < count && !backed(view, first + i))
+      questions[i].pending = data_.stat(object_name(first + i),
+                                        &questions[i].size, snap_head);
+  }
+  return numbers;
+}
+
+/// `ask`: most of them may be missing.  Returns how many were.
+std::uint64_t Image::zero_objects(const View& view, std::uint64_t first,
+                                  std::uint64_t count, bool ask) {
+  const auto clear = [&](std::size_t n, auto&& number) {
+    return change_many(
+        view, n,
+        [&](std::size_t i) {
+          return Target{.object_no = number(i),
+                        .effect = Target::Effect::clear,
+                        .whole = true};
+        },
+        [](WriteOp&, std::size_t) {}, "cannot remove");
+  };
+  // An object map knows; and for a few it is not worth to wait twice.
+  constexpr std::uint64_t few = 8;
+  if (!ask || view.map || count < few)
+    return clear(count, [&](std::size_t i) { return first + i; });
+  const std::vector<std::uint64_t> there =
+      objects_to_clear(view, first, count);
+  return count - there.size() +
+         clear(there.size(), [&](std::size_t i) { return there[i]; });
 }
 
 void Image::zero(std::uint64_t length, std::uint64_t offset, Zero how) {
@@ -726,14 +774,18 @@ void Image::zero(std::uint64_t length, std::uint64_t offset, Zero how) {
         const std::uint64_t count =
             (end - at) / set * traits_.layout.stripe_count();
         const std::uint64_t first = at / set * traits_.layout.stripe_count();
-        for (std::uint64_t i = 0; i < count; i += chunk_objects)
-          zero_objects(view, first + i, std::min(chunk_objects, count - i));
+        bool ask = true;
+        for (std::uint64_t i = 0; i < count; i += chunk_objects) {
+          const std::uint64_t n = std::min(chunk_objects, count - i);
+          ask = zero_objects(view, first + i, n, ask) >= n / 2;
+        }
         at += (end - at) / set * set;
         continue;
       }
       // Up to the next object set, so that the above finds it whole.
-      const std::uint64_t stop =
-          set <= end - at ? (at / set + 1) * set : end;
+      const std::uint64_t stop = how == Zero::free && set <= end - at
+                                     ? (at / set + 1) * set
+                                     : end;
       const std::uint64_t n =
           chunk_end(at, stop, chunk_units(traits_.layout)) - at;
       zero_chunk(view, n, at, how);

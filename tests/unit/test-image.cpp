@@ -236,6 +236,8 @@ class TestRequests : public CppUnit::TestFixture {
   CPPUNIT_TEST(zero_that_allocates);
   CPPUNIT_TEST(trim_rounds_inwards);
   CPPUNIT_TEST(huge_zero_is_bounded);
+  CPPUNIT_TEST(zero_asks_where_little_is);
+  CPPUNIT_TEST(changes_many_objects_at_a_time);
   CPPUNIT_TEST(absurd_layouts);
   CPPUNIT_TEST_SUITE_END();
 
@@ -552,14 +554,68 @@ class TestRequests : public CppUnit::TestFixture {
   }
 
   void huge_zero_is_bounded() {
-    // 4 GiB - 1 of 4 KiB objects: a million removals, but not at once.
+    // 4 GiB - 1 of 4 KiB objects: a million, but not at once.
     Bench b(Layout(4 * K, 4 * K, 1), std::uint64_t{1} << 40);
     b.write("x", 123456);
     b.store.clear_log();
     b.image->zero(64 << 20, 0, Image::Zero::free);
-    CPPUNIT_ASSERT_EQUAL(std::size_t{16384}, b.store.count(Kind::write));
-    CPPUNIT_ASSERT(b.store.most_in_flight() <= 1024);
+    CPPUNIT_ASSERT(b.store.most_in_flight() <= 256);
+    CPPUNIT_ASSERT_EQUAL(std::string(1, '\0'), b.read(1, 123456));
+  }
+
+  /// To ask for an object takes less of an OSD than to remove one that is not
+  /// there, and more than to remove one that is.
+  void zero_asks_where_little_is() {
+    Bench b(Layout(4 * K, 4 * K, 1), 64 << 20);
+    b.write("x", 123456);
+    b.store.clear_log();
+    b.image->zero(64 << 20, 0, Image::Zero::free);
+    CPPUNIT_ASSERT_EQUAL(std::size_t{16384}, b.store.count(Kind::stat));
+    CPPUNIT_ASSERT_EQUAL(std::size_t{1}, b.store.count(Kind::write));
     CPPUNIT_ASSERT(!b.memory.find("data.001e"));
+
+    b.write(std::string(16 << 20, 'x'), 0);
+    b.store.clear_log();
+    b.image->zero(64 << 20, 0, Image::Zero::free);
+    // The first chunk was asked for in vain, the fifth not; then again.
+    CPPUNIT_ASSERT_EQUAL(std::size_t{12 * 1024}, b.store.count(Kind::stat));
+    CPPUNIT_ASSERT_EQUAL(std::size_t{5 * 1024}, b.store.count(Kind::write));
+    CPPUNIT_ASSERT(b.read(16 << 20, 0) == std::string(16 << 20, '\0'));
+
+    // What cannot be asked is removed, or not, with a reason.
+    b.write("x", 5 * 4 * K);
+    b.store.inject({.kind = Kind::stat, .oid = "data.0005", .error = EIO});
+    b.image->zero(1 << 20, 0, Image::Zero::free);
+    CPPUNIT_ASSERT(!b.memory.find("data.0005"));
+    b.store.inject(
+        {.kind = Kind::stat, .times = FaultStore::always, .error = ESHUTDOWN});
+    b.store.inject(
+        {.kind = Kind::write, .times = FaultStore::always, .error = ESHUTDOWN});
+    CPPUNIT_ASSERT_EQUAL(ESHUTDOWN, error_of([&] {
+                           b.image->zero(1 << 20, 0, Image::Zero::free);
+                         }));
+  }
+
+  void changes_many_objects_at_a_time() {
+    Bench b(Layout(4 * K, 4 * K, 1), 64 << 20);
+    const auto all_at_once = [&](auto&& request) {
+      b.store.inject(
+          {.kind = Kind::write, .times = FaultStore::always, .held = true});
+      auto done = std::async(std::launch::async, request);
+      const bool many = b.store.wait_until_held(256);
+      std::this_thread::sleep_for(20ms);
+      CPPUNIT_ASSERT_EQUAL(std::size_t{256}, b.store.held());
+      b.store.clear_faults();
+      b.store.release();
+      done.get();
+      CPPUNIT_ASSERT(many);
+    };
+    all_at_once([&] { b.write(std::string(4 << 20, 'x'), 4 * K); });
+    all_at_once([&] { b.image->zero(4 << 20, 0, Image::Zero::free); });
+    all_at_once([&] { b.image->zero(16 << 20, 0, Image::Zero::allocate); });
+    all_at_once(
+        [&] { b.image->zero(16 << 20, 4 * K + 5, Image::Zero::allocate); });
+    CPPUNIT_ASSERT(b.store.most_in_flight() <= 256);
   }
 
   void absurd_layouts() {
@@ -916,6 +972,8 @@ class TestMetadata : public CppUnit::TestFixture {
   CPPUNIT_TEST(failure_while_the_watch_is_made);
   CPPUNIT_TEST(watch_that_is_refused_for_a_while);
   CPPUNIT_TEST(failure_of_a_parent_ends);
+  CPPUNIT_TEST(many_generations);
+  CPPUNIT_TEST(parents_in_a_circle);
   CPPUNIT_TEST(deleted_snapshot_is_not_zeros);
   CPPUNIT_TEST(lost_lock);
   CPPUNIT_TEST(published_value_under_load);
@@ -1354,16 +1412,19 @@ class TestMetadata : public CppUnit::TestFixture {
     const auto parent = std::make_shared<TestFormat::State>();
     const auto grandparent = std::make_shared<TestFormat::State>();
     grandparent->view = {.size = 64 * K, .snap = 3};
+    const auto spec = [](const char* id, SnapId snap) {
+      return ParentSpec{.name_space = "", .image_id = id, .snap = snap};
+    };
     parent->view = {.size = 64 * K,
                     .snap = 2,
                     .overlap = 64 * K,
-                    .parent_spec = {.name_space = "", .image_id = "g", .snap = 3}};
+                    .parent_spec = spec("g", 3)};
     parent->parent = grandparent;
     b.state->parent = parent;
     b.memory.put("parent3.0000", memory_object("old"));
     b.set_view({.size = 64 * K,
                 .overlap = 64 * K,
-                .parent_spec = {.name_space = "", .image_id = "p", .snap = 2}});
+                .parent_spec = spec("p", 2)});
     b.image->refresh();
     CPPUNIT_ASSERT_EQUAL(std::string("old"), b.read(3, 0));
     // The grandparent is moved.  Only the header of the parent says so, which
@@ -1381,7 +1442,7 @@ class TestMetadata : public CppUnit::TestFixture {
     {
       const std::scoped_lock lock(parent->mutex);
       parent->load_error = 0;
-      parent->view.parent_spec = {.name_space = "", .image_id = "h", .snap = 4};
+      parent->view.parent_spec = spec("h", 4);
     }
     CPPUNIT_ASSERT(eventually([&] {
       return error_of([&] {
@@ -1505,6 +1566,52 @@ class TestMetadata : public CppUnit::TestFixture {
     (void)stuck.get();
     CPPUNIT_ASSERT(held && refreshed);
     CPPUNIT_ASSERT_EQUAL(std::uint64_t{128 * K}, b.image->size());
+  }
+
+  void many_generations() {
+    // Each object is another generation's.
+    constexpr int generations = 150;
+    Bench b(Layout(4 * K, 4 * K, 1), generations * 4 * K);
+    auto* child = b.state.get();
+    for (int i = 0; i < generations; ++i) {
+      const auto snap = static_cast<SnapId>(i + 1);
+      child->view.overlap = generations * 4 * K;
+      child->view.parent_spec = {1, "", "p", snap};
+      child->parent = std::make_shared<TestFormat::State>();
+      child->parent->view = {.size = generations * 4 * K, .snap = snap};
+      child = child->parent.get();
+      b.memory.put(
+          numbered_oid("parent" + std::to_string(snap), i, 4),
+          memory_object(std::string(1, static_cast<char>('a' + i % 26))));
+    }
+    b.image->refresh();
+    for (int i = 0; i < generations; ++i)
+      CPPUNIT_ASSERT_EQUAL(std::string(1, static_cast<char>('a' + i % 26)),
+                           b.read(1, i * 4 * K));
+    CPPUNIT_ASSERT(b.extents(generations * 4 * K, 0)[0].data);
+  }
+
+  void parents_in_a_circle() {
+    Bench b(Layout(4 * K, 4 * K, 1), 64 * K);
+    const auto first = std::make_shared<TestFormat::State>();
+    const auto second = std::make_shared<TestFormat::State>();
+    b.state->parent = first;
+    first->parent = second;
+    second->parent = first;
+    const auto clone_of = [](SnapId snap) {
+      return View{.size = 64 * K, .overlap = 64 * K,
+                  .parent_spec = {1, "", "p", snap}};
+    };
+    first->view = clone_of(2);
+    second->view = clone_of(1);
+    b.set_view(clone_of(1));
+    CPPUNIT_ASSERT(message_of([&] {
+                     b.image->refresh();
+                   }).find("its own ancestor") != std::string::npos);
+    CPPUNIT_ASSERT_EQUAL(EIO, error_of([&] { (void)b.read(1, 0); }));
+    CPPUNIT_ASSERT(first->loads + second->loads < 20);
+    // The circle does not keep itself alive.
+    second->parent.reset();
   }
 
   void deleted_snapshot_is_not_zeros() {

@@ -21,7 +21,8 @@ rbd clone --rbd-default-clone-format 2 rbd/child@s rbd/grandchild
 
 # Clients wait for it.
 reach() { touch "$tmp/reached.$1"; }
-reached="until [ -e '$tmp/reached.%s' ]; do sleep 0.05; done"
+reached="until [ -e '$tmp/reached.%s' ]; do [ -d '$tmp' ]; sleep 0.05; done"
+reached="set -e; $reached"
 at() { printf "$reached" "$1"; }
 
 # client EXPORT RESULT [STEP...]: is connected all the time, has that result

@@ -6,6 +6,7 @@
 #define NBDRADOS_IMAGE_CATALOG_HPP
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>

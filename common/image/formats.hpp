@@ -8,6 +8,7 @@
 #define NBDRADOS_IMAGE_FORMATS_HPP
 
 #include <chrono>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -52,7 +53,9 @@ void create_striper(const Pool& pool, const ImageSpec& spec,
 
 /// Names of images, with the names of their (user's) snapshots.
 using Listing = std::map<std::string, std::vector<std::string>>;
-void list_striper(const Pool& pool, Listing& into);
+/// `log` receives a line about what cannot be listed.
+void list_striper(const Pool& pool, Listing& into,
+                  const std::function<void(const std::string&)>& log);
 
 /// Throws Error(ENOTSUP) that says why a method of the class rbd that changes
 /// an object gave EOPNOTSUPP: its OSDs lack the class, or the pool is

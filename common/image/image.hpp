@@ -353,10 +353,7 @@ class Image {
                                std::vector<Fragment>& data);
   [[nodiscard]] Existing existing_objects(const View& view,
                                           std::uint64_t length,
-                                          std::uint64_t offset,
                                           Findings& findings);
-  [[nodiscard]] bool list_existing(std::uint64_t first, std::uint64_t count,
-                                   std::vector<bool>& exists);
   [[nodiscard]] std::uint64_t end_of_absent(const View& view,
                                             const Existing& existing,
                                             std::uint64_t offset,
@@ -528,8 +525,6 @@ class Image {
   std::atomic<bool> late_writes_{false};
   /// Set by who takes it upon himself to learn from the map.
   std::atomic<bool> map_learnt_{false};
-  /// What listing the pool has taken, in microseconds; 0: not yet known.
-  std::atomic<std::int64_t> listing_time_{0};
 
   /// Objects that are being copied up.
   std::mutex copy_ups_mutex_;

@@ -5,14 +5,13 @@
 #include <algorithm>
 #include <cerrno>
 #include <functional>
-#include <limits>
 #include <utility>
 
 #include "image/image.hpp"
 #include "image/image_internal.hpp"
 #include "layout/sectors.hpp"
 #include "rados/error.hpp"
-#include "rbd/encoding.hpp"
+#include "rbd/object_map.hpp"
 
 namespace nbdrados {
 
@@ -24,6 +23,12 @@ namespace {
 /// begins where a request of 2^32-1 bytes does (nbdkit: server/protocol.c,
 /// extents_to_block_descriptors).
 constexpr std::uint64_t longest_extent = (std::uint64_t{1} << 32) - (1 << 20);
+
+/// As an object map says it; it says nothing of what lies behind its end.
+bool may_exist(const ObjectStates& map, std::uint64_t object_no) noexcept {
+  return object_no >= map.size() ||
+         map[object_no] != ObjectState::nonexistent;
+}
 
 }  // namespace
 
@@ -47,13 +52,20 @@ std::vector<std::pair<std::uint64_t, std::uint64_t>> image_ranges(
 }
 
 /// Which objects exist, as far as it is known without asking for each.
+///
+/// Two are believed that an object is absent, and its place a hole: the OSD
+/// that would have it, asked for this object (-ENOENT of a read, stat or
+/// mapext), and a valid object map.  A listing of the pool is not, however
+/// complete it looks.  It shows what is there, not what is not: under a cache
+/// tier it lacks what is only in the cache pool, because listing is the one
+/// operation that is not sent there (ceph: src/osdc/Objecter.h,
+/// prepare_pg_read_op).
 struct Image::Existing {
   /// Whether an object may exist.  Empty: that is not known.
   std::function<bool(std::uint64_t object_no)> may_exist = {};
   /// What does not exist needs no confirmation.
   bool sure = false;
-  /// What an object map says exists, is taken to exist; what is listed may be
-  /// there for other snapshots only.
+  /// An object map says so, and what it says exists is taken to exist.
   bool mapped = false;
 };
 
@@ -64,9 +76,8 @@ struct Image::Findings {
   std::unique_ptr<KnownExtents::Learning> learning = {};
   std::vector<std::uint64_t> absent = {};
   std::vector<std::pair<std::uint64_t, std::vector<ObjectRange>>> ranges = {};
-  /// Whether all objects have been listed, and which there are.
-  bool listed = false;
-  std::vector<bool> existing = {};
+  /// The object map, where it has been read.
+  std::shared_ptr<const ObjectStates> map = {};
 
   Findings(Image& image) {
     if (image.view_.read()->known)
@@ -75,7 +86,7 @@ struct Image::Findings {
   void clear() {
     absent.clear();
     ranges.clear();
-    listed = false;
+    map.reset();
   }
 };
 
@@ -85,10 +96,9 @@ void Image::learn(Findings& findings) {
     findings.learning->learn_absent(n);
   for (auto& [n, ranges] : findings.ranges)
     findings.learning->learn(n, std::move(ranges));
-  if (findings.listed)
-    findings.learning->learn_existing([&](std::uint64_t n) {
-      return n >= findings.existing.size() || findings.existing[n];
-    });
+  if (findings.map)
+    findings.learning->learn_existing(
+        [&](std::uint64_t n) { return may_exist(*findings.map, n); });
 }
 
 void Image::learn_from_map() {
@@ -101,66 +111,14 @@ void Image::learn_from_map() {
   try {
     KnownExtents::Learning learning(known_);
     if (const auto map = format_->read_map())
-      learning.learn_existing([&](std::uint64_t n) {
-        return n >= map->size() || (*map)[n] != ObjectState::nonexistent;
-      });
+      learning.learn_existing(
+          [&](std::uint64_t n) { return may_exist(*map, n); });
   } catch (const Error&) {
     // It was only to save work.
   }
 }
 
-/// Sets exists[n] for the objects [first, first + count) that are listed;
-/// false: it is not worth it, or takes too long.
-bool Image::list_existing(std::uint64_t first, std::uint64_t count,
-                          std::vector<bool>& exists) {
-  using Clock = std::chrono::steady_clock;
-  using std::chrono::microseconds;
-  // A listing goes through all the pool, one placement group after the other.
-  // Measured with 16.2.15: 1.1 us an object, and asking for an object that
-  // does not exist 20 us, many at a time.
-  constexpr microseconds stat_time{20};
-  constexpr std::uint64_t objects_per_stat = 16;
-  constexpr std::uint64_t few = 128;
-  constexpr std::uint64_t most = 262'144;
-  const auto asking = stat_time * static_cast<std::int64_t>(
-                                      std::min<std::uint64_t>(count, most));
-  if (count < few || listing_time_.load() > asking.count()) return false;
-  const auto in_pool = data_.object_count();
-  if (!in_pool || *in_pool > most || *in_pool / objects_per_stat > count)
-    return false;
-
-  const std::string& prefix = traits_.object_prefix;
-  exists.assign(count, false);
-  // The pool's own count is some seconds old.
-  std::uint64_t seen = 0;
-  const std::uint64_t limit = std::min(most, count * objects_per_stat);
-  const auto note = [&](std::string_view oid) {
-    if (++seen > limit) throw Error(ETIME, "the listing takes too long");
-    const auto n = parse_numbered_oid(oid, prefix, traits_.name_digits);
-    if (n && *n >= first && *n - first < count) exists[*n - first] = true;
-    return false;  // No list of names is needed.
-  };
-  const auto start = Clock::now();
-  bool done = true;
-  try {
-    (void)data_.list(note);
-  } catch (const Error&) {
-    // Asking for each object says what is wrong, if something is.
-    done = false;
-  }
-  const auto took =
-      std::chrono::duration_cast<microseconds>(Clock::now() - start);
-  // The least time says what the listing takes when nothing else disturbs.
-  const std::int64_t before = listing_time_.load();
-  if (!done)
-    listing_time_ = std::numeric_limits<std::int64_t>::max();
-  else if (before == 0 || took.count() < before)
-    listing_time_ = std::max<std::int64_t>(took.count(), 1);
-  return done;
-}
-
 Image::Existing Image::existing_objects(const View& view, std::uint64_t length,
-                                        std::uint64_t offset,
                                         Findings& findings) {
   if (view.known && known_.knows_all_absent())
     return {.may_exist =
@@ -174,46 +132,15 @@ Image::Existing Image::existing_objects(const View& view, std::uint64_t length,
             .mapped = true};
   // For a few objects it is cheaper to ask them.
   constexpr std::uint64_t few = 8;
-  if (view.hold_writes || length / unit_size(traits_.layout) < few) return {};
-
-  const bool learning = view.known && findings.learning != nullptr;
-  if (view.mappable) {
-    if (const auto map = format_->read_map()) {
-      if (learning) {
-        findings.listed = true;
-        findings.existing.assign(map->size(), false);
-        for (std::uint64_t n = 0; n < map->size(); ++n)
-          findings.existing[n] = (*map)[n] != ObjectState::nonexistent;
-      }
-      return {.may_exist =
-                  [map](std::uint64_t n) {
-                    return n >= map->size() ||
-                           (*map)[n] != ObjectState::nonexistent;
-                  },
-              .mapped = true};
-    }
-  }
-
-  // Without a map, the pool may have so few objects that it is cheaper to
-  // list them.  What can be kept is worth to be complete.
-  const Layout& layout = traits_.layout;
-  const std::uint64_t all = layout.object_count(view.size);
-  if (learning && list_existing(0, all, findings.existing)) {
-    findings.listed = true;
-    return {.may_exist = [&findings](std::uint64_t n) {
-      return n >= findings.existing.size() || findings.existing[n];
-    }};
-  }
-  const std::uint64_t set = layout.object_set_size();
-  const std::uint64_t first = offset / set * layout.stripe_count();
-  const std::uint64_t sets = (offset + length - 1) / set - offset / set + 1;
-  const std::uint64_t count = std::min(sets * layout.stripe_count(),
-                                       all - std::min(first, all));
-  auto listed = std::make_shared<std::vector<bool>>();
-  if (!list_existing(first, count, *listed)) return {};
-  return {.may_exist = [listed, first](std::uint64_t n) {
-    return n < first || n - first >= listed->size() || (*listed)[n - first];
-  }};
+  if (view.hold_writes || !view.mappable ||
+      length / unit_size(traits_.layout) < few)
+    return {};
+  const auto map = format_->read_map();
+  if (!map) return {};
+  if (view.known) findings.map = map;
+  return {.may_exist =
+              [map](std::uint64_t n) { return may_exist(*map, n); },
+          .mapped = true};
 }
 
 /// Where the first object set after `offset` begins that may have an object,
@@ -261,7 +188,9 @@ bool Image::find_data(const View& view, const Existing& existing,
     for (Object& o : objects)
       pending.push_back(data_.stat(object_name(o.extent->object_no), &o.size,
                                    view.snap));
-    for (std::size_t i = 0; i < objects.size(); ++i)
+    // From the last one, because when it has been answered, most of the others
+    // have been, too: so this thread is seldom woken for nothing.
+    for (std::size_t i = objects.size(); i-- != 0;)
       objects[i].result = pending[i]->wait();
   };
 
@@ -398,8 +327,7 @@ bool Image::find_backing_data(std::uint64_t length, std::uint64_t offset,
     check_request(view, end - offset, std::min(offset, view.size));
     bool lacks = end != offset + length;
     if (end == offset) return lacks;
-    const Existing existing =
-        existing_objects(view, end - offset, offset, findings);
+    const Existing existing = existing_objects(view, end - offset, findings);
     std::vector<Fragment> found;
     for (std::uint64_t at = offset; at < end;) {
       const std::uint64_t next = end_of_absent(view, existing, at, end);
@@ -458,7 +386,7 @@ std::vector<Extent> Image::extents(std::uint64_t length, std::uint64_t offset,
     Existing existing = existing_objects(
         view,
         one ? std::min(end - begin, unit_size(traits_.layout)) : end - begin,
-        begin, findings);
+        findings);
     bool asked = !one;
     std::vector<Fragment> data;
     const auto skip_absent = [&](std::uint64_t from, std::uint64_t to) {
@@ -488,7 +416,7 @@ std::vector<Extent> Image::extents(std::uint64_t length, std::uint64_t offset,
       at = stop;
       if ((one && list.size() > 1) || spent(extents_time)) break;
       if (!asked && at != end) {
-        existing = existing_objects(view, end - at, at, findings);
+        existing = existing_objects(view, end - at, findings);
         asked = true;
       }
       // Longer steps, as long as they are quick.

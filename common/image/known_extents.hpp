@@ -100,7 +100,8 @@ class KnownExtents {
 
     void learn_absent(std::uint64_t object_no);
     void learn(std::uint64_t object_no, std::vector<ObjectRange> ranges);
-    /// `exists(n)`: whether object n may exist; the others do not.
+    /// `exists(n)`: whether object n may exist; the others do not.  Only a
+    /// valid object map says that of all objects (see image_extents.cpp).
     template <class Exists>
     void learn_existing(Exists&& exists);
 

@@ -227,7 +227,8 @@ void Lister::add_namespaces(unsigned percent) {
 
 void Lister::read_striper() {
   Listing objects;
-  list_striper(directories_.front().pool, objects);
+  list_striper(directories_.front().pool, objects,
+               [this](const std::string& line) { log(line); });
   for (const auto& object : objects)
     (void)directories_.front().images[object.first];
 }

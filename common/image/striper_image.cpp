@@ -253,13 +253,14 @@ void create_striper(const Pool& pool, const ImageSpec& spec,
   check(r, "cannot create object " + oid);
 }
 
-void list_striper(const Pool& pool, Listing& into) {
+void list_striper(const Pool& pool, Listing& into,
+                  const std::function<void(const std::string&)>& log) {
   static constexpr std::string_view suffix = ".0000000000000000";
   // An RBD image's first data object has the same ending.
   const auto wanted = [](std::string_view oid) {
     return oid.ends_with(suffix) && !oid.starts_with("rbd_data.");
   };
-  for (const std::string& oid : pool.store->list(wanted))
+  for (const std::string& oid : pool.store->list(wanted, log))
     into[oid.substr(0, oid.size() - suffix.size())];
 }
 

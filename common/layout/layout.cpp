@@ -147,8 +147,8 @@ std::vector<Fragment> Layout::image_parts(std::uint64_t object_no,
   if (offset > os_ || length > os_ - offset)
     refuse("a range ends beyond the object size " + std::to_string(os_));
   std::vector<Fragment> parts;
-  // The first image byte of the object's set.  Numbers of objects also come
-  // from listings, and so may be too high for any image.
+  // The first image byte of the object's set.  The number may be too high for
+  // any image.
   const std::uint64_t set = object_no / sc_;
   if (set > (image_limit - 1) / object_set_size()) return parts;
   const std::uint64_t set_start = set * object_set_size();

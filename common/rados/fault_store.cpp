@@ -498,19 +498,13 @@ std::unique_ptr<Pending> FaultStore::list_snaps(const std::string& oid,
 }
 
 std::vector<std::string> FaultStore::list(
-    const std::function<bool(std::string_view)>& wanted) {
+    const std::function<bool(std::string_view)>& wanted,
+    const std::function<void(const std::string&)>& log) {
   std::vector<std::string> names;
-  std::exception_ptr thrown;
   const int r = run_now({.kind = Kind::list}, [&](const Fault&) {
-    try {
-      names = base_.list(wanted);
-      return 0;
-    } catch (const Error& error) {
-      thrown = std::current_exception();
-      return -error.code();
-    }
+    names = base_.list(wanted, log);
+    return 0;
   });
-  if (thrown) std::rethrow_exception(thrown);
   check(r, "cannot list objects");
   return names;
 }

@@ -189,11 +189,8 @@ class FaultStore : public ObjectStore {
   [[nodiscard]] std::unique_ptr<Pending> list_snaps(const std::string& oid,
                                                     SnapSet* out) override;
   [[nodiscard]] std::vector<std::string> list(
-      const std::function<bool(std::string_view)>& wanted) override;
-  /// Not an operation: no faults.
-  [[nodiscard]] std::optional<std::uint64_t> object_count() override {
-    return base_.object_count();
-  }
+      const std::function<bool(std::string_view)>& wanted,
+      const std::function<void(const std::string&)>& log) override;
 
  private:
   struct Operation;

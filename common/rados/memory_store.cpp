@@ -544,11 +544,12 @@ std::optional<MemoryObject> MemoryStore::find(const std::string& oid,
 }
 
 void MemoryStore::put(const std::string& oid,
-                      std::optional<MemoryObject> object) {
+                      std::optional<MemoryObject> object,
+                      std::uint64_t version) {
   const std::scoped_lock lock(mutex_);
   Entry& entry = objects_[oid];
   entry.head = std::move(object);
-  entry.version = ++last_version_;
+  entry.version = version != 0 ? version : ++last_version_;
   if (!entry.head) {
     lose_watches(oid);
     if (entry.clones.empty()) objects_.erase(oid);
@@ -656,13 +657,9 @@ std::unique_ptr<Pending> MemoryStore::version(const std::string& oid,
   return done(0);
 }
 
-std::optional<std::uint64_t> MemoryStore::object_count() {
-  const std::scoped_lock lock(mutex_);
-  return objects_.size();
-}
-
 std::vector<std::string> MemoryStore::list(
-    const std::function<bool(std::string_view)>& wanted) {
+    const std::function<bool(std::string_view)>& wanted,
+    const std::function<void(const std::string&)>& /*log*/) {
   const std::scoped_lock lock(mutex_);
   std::vector<std::string> names;
   for (const auto& [oid, entry] : objects_)

@@ -137,8 +137,10 @@ class MemoryStore : public ObjectStore {
                                                  SnapId snap = snap_head);
 
   /// Replaces the head of an object, or removes it, behind everybody's back:
-  /// no snapshot is made of the old one.
-  void put(const std::string& oid, std::optional<MemoryObject> object);
+  /// no snapshot is made of the old one.  Not 0: it gets that version, as what
+  /// is copied over an object brings its own.
+  void put(const std::string& oid, std::optional<MemoryObject> object,
+           std::uint64_t version = 0);
 
   /// As watch, for another client: one with the `client` and `address` of
   /// `who`.  With `who.cookie` where that is not 0, else with a new one.
@@ -191,9 +193,8 @@ class MemoryStore : public ObjectStore {
   [[nodiscard]] std::unique_ptr<Pending> list_snaps(const std::string& oid,
                                                     SnapSet* out) override;
   [[nodiscard]] std::vector<std::string> list(
-      const std::function<bool(std::string_view)>& wanted) override;
-  /// Exactly.
-  [[nodiscard]] std::optional<std::uint64_t> object_count() override;
+      const std::function<bool(std::string_view)>& wanted,
+      const std::function<void(const std::string&)>& log) override;
 
  private:
   class MemoryWatch;

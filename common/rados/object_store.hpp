@@ -19,7 +19,6 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <optional>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -345,8 +344,10 @@ class ObjectStore {
 
   /// Starts asking for the version of an object: a number that is another one
   /// after each change of it, also when it was removed and made again
-  /// (user_version; ceph: src/osd/PrimaryLogPG.cc).  `version` must stay valid
-  /// until completion.
+  /// (user_version; ceph: src/osd/PrimaryLogPG.cc).  But what is copied over it
+  /// as a whole (CEPH_OSD_OP_COPY_FROM, `rados cp`) brings the version of its
+  /// source, so the same number can stand for another content.  `version` must
+  /// stay valid until completion.
   [[nodiscard]] virtual std::unique_ptr<Pending> version(
       const std::string& oid, std::uint64_t* version) = 0;
 
@@ -355,15 +356,15 @@ class ObjectStore {
   [[nodiscard]] virtual std::unique_ptr<Pending> list_snaps(
       const std::string& oid, SnapSet* out) = 0;
 
-  /// Names of all objects of the pool and namespace that `wanted` accepts,
-  /// in any order.  Objects that only snapshots still have are among them.
-  /// Blocks.  Throws Error, and what `wanted` throws, which ends the listing.
+  /// Names of objects of the pool and namespace that `wanted` accepts, in any
+  /// order.  That is for people to choose from.  It proves nothing, above all
+  /// not that an object is absent (see image_extents.cpp): only asking for the
+  /// object does.  Objects that only snapshots still have are among them, and
+  /// those that are in a cache pool over this one.  `log` receives a line for
+  /// each cache pool that cannot be listed.  Blocks.  Throws Error.
   [[nodiscard]] virtual std::vector<std::string> list(
-      const std::function<bool(std::string_view)>& wanted) = 0;
-
-  /// About how many objects list() has to go through, as the monitors knew
-  /// some seconds ago; none: they do not tell.  Blocks.
-  [[nodiscard]] virtual std::optional<std::uint64_t> object_count() = 0;
+      const std::function<bool(std::string_view)>& wanted,
+      const std::function<void(const std::string&)>& log) = 0;
 };
 
 /// wait_for, then throws Error "`what`: reason" for a negative result.

@@ -32,6 +32,7 @@
 #include <list>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <sstream>
 #include <thread>
 #include <unistd.h>
@@ -587,14 +588,6 @@ class RadosCluster final : public Cluster {
   /// Returns when no watch callback is queued or under way.
   void flush_watches() { rados_.watch_flush(); }
 
-  std::optional<std::uint64_t> object_count(const std::string& pool) {
-    std::list<std::string> pools{pool};
-    std::map<std::string, librados::pool_stat_t> stats;
-    if (rados_.get_pool_stats(pools, stats) < 0 || stats.empty())
-      return std::nullopt;
-    return stats.begin()->second.num_objects;
-  }
-
   std::optional<std::string> ceph_option(const std::string& name) override {
     std::string value;
     if (rados_.conf_get(name.c_str(), value) < 0) return std::nullopt;
@@ -607,6 +600,25 @@ class RadosCluster final : public Cluster {
     check(static_cast<int>(std::min<std::int64_t>(id, 0)),
           "cannot look up pool '" + pool + "'");
     return id;
+  }
+  /// The pools that are cache tiers over a pool, as far as this client's map
+  /// says it, open where `like` is, and their names.
+  std::vector<std::pair<librados::IoCtx, std::string>> cache_pools(
+      librados::IoCtx& like) {
+    std::vector<std::pair<librados::IoCtx, std::string>> found;
+    std::list<std::pair<std::int64_t, std::string>> pools;
+    check(rados_.pool_list2(pools), "cannot list the pools");
+    for (const auto& [id, name] : pools) {
+      std::int64_t base = id;  // a pool that is no tier is its own base
+      if (id == like.get_id() || rados_.pool_get_base_tier(id, &base) < 0 ||
+          base != like.get_id())
+        continue;
+      librados::IoCtx io;
+      if (rados_.ioctx_create2(id, io) < 0) continue;  // deleted just now
+      io.set_namespace(like.get_namespace());
+      found.emplace_back(std::move(io), name);
+    }
+    return found;
   }
   void use_self_managed_snapshots(const std::string& pool) override {
     librados::IoCtx io;
@@ -894,9 +906,8 @@ class RadosStore final : public ObjectStore {
   }
 
   std::vector<std::string> list(
-      const std::function<bool(std::string_view)>& wanted) override;
-
-  std::optional<std::uint64_t> object_count() override;
+      const std::function<bool(std::string_view)>& wanted,
+      const std::function<void(const std::string&)>& log) override;
 
  private:
   /// An IoCtx whose reads are of `snap`.  aio_read takes the snapshot as an
@@ -919,9 +930,6 @@ class RadosStore final : public ObjectStore {
   SparseReads sparse_reads_;
   std::mutex mutex_;
   std::map<SnapId, librados::IoCtx> at_snap_;  // guarded by mutex_; nodes stay
-  std::optional<std::uint64_t> object_count_;  // guarded by mutex_
-  /// When the monitors were asked for it; guarded by mutex_.
-  std::chrono::steady_clock::time_point counted_{};
 };
 
 /// Whether a step is about no bytes, where it must be about some.  An OSD of
@@ -1081,36 +1089,46 @@ int RadosStore::map_extents(const std::string& oid, std::uint64_t offset,
   return 0;
 }
 
-std::optional<std::uint64_t> RadosStore::object_count() {
-  // The daemons report every few seconds, so asking more often is useless.
-  constexpr std::chrono::seconds fresh{5};
-  const auto now = std::chrono::steady_clock::now();
-  {
-    const std::scoped_lock lock(mutex_);
-    if (counted_ != std::chrono::steady_clock::time_point{} &&
-        now - counted_ < fresh)
-      return object_count_;
-  }
-  const auto count = cluster_->object_count(io_.get_pool_name());
-  const std::scoped_lock lock(mutex_);
-  object_count_ = count;
-  counted_ = now;
-  return count;
-}
-
-std::vector<std::string> RadosStore::list(
-    const std::function<bool(std::string_view)>& wanted) {
-  std::vector<std::string> names;
+/// Adds the names that are in a pool itself, whatever tiers are over it.
+void list_pool(librados::IoCtx& io,
+               const std::function<bool(std::string_view)>& wanted,
+               std::set<std::string>& names) {
   try {
-    for (auto it = io_.nobjects_begin(); it != io_.nobjects_end(); ++it)
-      if (wanted(it->get_oid())) names.push_back(it->get_oid());
-  } catch (const Error&) {
-    throw;  // of `wanted`
+    for (auto it = io.nobjects_begin(); it != io.nobjects_end(); ++it)
+      if (wanted(it->get_oid())) names.insert(it->get_oid());
   } catch (const std::exception& e) {
     throw Error(EIO, std::string("cannot list the pool's objects: ") +
                          e.what());
   }
-  return names;
+}
+
+std::vector<std::string> RadosStore::list(
+    const std::function<bool(std::string_view)>& wanted,
+    const std::function<void(const std::string&)>& log) {
+  std::set<std::string> names;
+  list_pool(io_, wanted, names);
+  for (auto& [io, pool] : cluster_->cache_pools(io_)) {
+    std::set<std::string> cached;
+    try {
+      list_pool(io, wanted, cached);
+    } catch (const Error& e) {
+      log("what is only in the cache pool '" + pool +
+          "' is missing from the list: " + e.what());
+    }
+    // A cache pool remembers with an object of the name what does not exist
+    // (ceph: src/osd/PrimaryLogPG.cc, whiteouts).
+    std::vector<std::uint64_t> sizes(cached.size());
+    std::vector<std::unique_ptr<Pending>> pending;
+    for (const std::string& oid : cached)
+      pending.push_back(stat(oid, &sizes[pending.size()], snap_head));
+    auto asked = pending.begin();
+    for (const std::string& oid : cached)
+      if ((*asked++)->wait() == -ENOENT)
+        names.erase(oid);
+      else
+        names.insert(oid);
+  }
+  return {names.begin(), names.end()};
 }
 
 std::string option(librados::Rados& rados, const char* name) {

@@ -189,23 +189,4 @@ std::string numbered_oid(std::string_view prefix, std::uint64_t number,
   return out;
 }
 
-std::optional<std::uint64_t> parse_numbered_oid(std::string_view oid,
-                                                std::string_view prefix,
-                                                unsigned digits) {
-  if (!oid.starts_with(prefix) || oid.size() < prefix.size() + 1 + digits ||
-      oid[prefix.size()] != '.')
-    return std::nullopt;
-  const std::string_view text = oid.substr(prefix.size() + 1);
-  // More digits than it must have do not begin with 0.
-  if (text.size() > digits && text[0] == '0') return std::nullopt;
-  std::uint64_t number = 0;
-  for (const char c : text) {
-    const auto digit = hex_digits.find(c);
-    if (digit == std::string_view::npos || number >> 60 != 0)
-      return std::nullopt;
-    number = number << 4 | digit;
-  }
-  return number;
-}
-
 }  // namespace nbdrados

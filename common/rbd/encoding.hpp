@@ -17,7 +17,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -125,9 +124,6 @@ class Encoder {
 /// "`prefix`.`number` in hexadecimal with at least `digits` digits".
 [[nodiscard]] std::string numbered_oid(std::string_view prefix,
                                        std::uint64_t number, unsigned digits);
-/// The number of which `oid` is the numbered_oid; none: it is of no number.
-[[nodiscard]] std::optional<std::uint64_t> parse_numbered_oid(
-    std::string_view oid, std::string_view prefix, unsigned digits);
 
 }  // namespace nbdrados
 

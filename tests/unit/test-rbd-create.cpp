@@ -286,7 +286,7 @@ struct Fixture {
   }
   std::set<std::string> objects(const std::string& ns = "") {
     const auto names =
-        memory("pool", ns).list([](std::string_view) { return true; });
+        memory("pool", ns).list([](std::string_view) { return true; }, {});
     return {names.begin(), names.end()};
   }
   std::string id(const std::string& ns = "") {
@@ -556,7 +556,9 @@ class TestCreate : public CppUnit::TestFixture {
     CPPUNIT_ASSERT(!f.memory().find("rbd_info"));
     CPPUNIT_ASSERT_EQUAL(
         std::size_t{1},
-        f.memory("data").list([](std::string_view) { return true; }).size());
+        f.memory("data")
+            .list([](std::string_view) { return true; }, {})
+            .size());
 
     // The image's own pool is none.
     f.spec.image = "own";

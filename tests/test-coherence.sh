@@ -3,11 +3,13 @@
 #
 # Block status that is kept is right while others write: two servers and a
 # client of librbd write to one image in turn, and after each write all servers
-# are asked.  Snapshots keep their answers for ever.
+# are asked.  Snapshots keep their answers for ever.  An object map that comes
+# back with an old version is read again.
 
 source "$(dirname "$0")/functions.sh"
 requires_program nbdinfo qemu-nbd jq
-requires /usr/bin/python3 -c 'import nbd'
+requires /usr/bin/python3 -c 'import nbd, rados'
+requires_built "$nbd_expect"
 requires_plugin
 turns=$tests_srcdir/take-turns.py
 start_ceph
@@ -71,3 +73,36 @@ rbd create --size 16M --object-size 64K --image-feature layering rbd/open
 start_servers open
 /usr/bin/python3 "$turns" --steps 500 --turn 3 --seed "$seed" "${servers[@]}"
 end_servers
+
+say "an object map that is restored with the version of the last one"
+rbd create --size 64M --object-size 1M rbd/restored
+make_pool backup
+map=rbd_object_map.$(rbd info --format json rbd/restored | jq -r .id)
+# versions.py CONF MAP version: that of the map.  versions.py CONF MAP save
+# VERSION: makes a copy of it that has this version.
+cat >"$tmp/versions.py" <<'EOF'
+import rados, sys
+with rados.Rados(conffile=sys.argv[1]) as cluster:
+    pool, backup = (cluster.open_ioctx(p) for p in ("rbd", "backup"))
+    content = pool.read(sys.argv[2], 65536)
+    if sys.argv[3] == "version":
+        print(pool.get_last_version())
+    else:
+        version = 0
+        while version < int(sys.argv[4]):
+            backup.write_full("map", content)
+            version = backup.get_last_version()
+        assert version == int(sys.argv[4])
+EOF
+versions="/usr/bin/python3 $tmp/versions.py $ceph_conf $map"
+start_rados -r pool=rbd image=restored
+# The server has read the map without the object.  It gets the version back
+# that it had then.
+"$nbd_expect" "$(uri)" extents 0 64M 67108864:hole , \
+  run "$versions version >$tmp/version" , \
+  run "rbd bench --io-type write --io-size 4K --io-total 4K rbd/restored \
+    >/dev/null && $versions save \$(cat $tmp/version) &&
+    rados -p backup cp map $map --target-pool rbd" , \
+  extents 0 64M 4096:data,67104768:hole
+assert_eq "$(cat "$tmp/version")" "$($versions version)" "the map's version"
+stop_nbdkit

@@ -6,12 +6,12 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
-#include <mutex>
 #include <utility>
 
 #include "image/exclusive_lock.hpp"
 #include "image/format2_snapshots.hpp"
 #include "image/formats.hpp"
+#include "image/map_reader.hpp"
 #include "rados/error.hpp"
 #include "rbd/features.hpp"
 #include "rbd/format2.hpp"
@@ -114,7 +114,10 @@ class Format2 final : public ImageFormat {
         snap_(snap),
         data_store_(pool_.data),
         core_(read_core()),
-        traits_(make_traits()) {
+        traits_(make_traits()),
+        map_reader_(*pool_.store, header_oid_,
+                    format2_object_map_oid(id_, snap_), snap_,
+                    pool_.timeout()) {
     if (options.writable && snap_ == snap_head)
       lock_ = std::make_unique<ExclusiveLock>(
           *pool_.store, header_oid_, *pool_.cluster,
@@ -195,67 +198,11 @@ class Format2 final : public ImageFormat {
   }
 
   std::shared_ptr<const ObjectStates> read_map() override {
-    const std::string at = encode_snap_id(snap_);
-    const std::string oid = format2_object_map_oid(id_, snap_);
-    const auto valid = [&] {
-      HeaderCalls calls(pool_, header_oid_);
-      const auto flags = calls.start("get_flags", at);
-      return (decode_get_flags(calls.output(flags)) &
-              flag_object_map_invalid) == 0;
-    };
-    ReadMap last;
-    {
-      const std::scoped_lock lock(map_mutex_);
-      last = last_map_;
-    }
-    ReadMap now;
-    const auto header = pool_.store->version(header_oid_, &now.header);
-    const auto map = pool_.store->version(oid, &now.version);
-    check(header->wait_for(pool_.timeout()),
-          "cannot read header object " + header_oid_);
-    int r = map->wait_for(pool_.timeout());
-    if (r == -ENOENT) return nullptr;
-    check(r, traits_.name + ": cannot read the object map");
-    // Neither the flags nor the map have changed since they were read, until
-    // the earlier one of these two answers.  So at that moment the map was
-    // valid, and as it is here.
-    if (last.states && last.header == now.header &&
-        last.version == now.version)
-      return last.states;
-
-    // All objects of the moment in which the map is valid are in what it is
-    // afterwards.
-    if (!valid()) return nullptr;
-    r = pool_.store->version(oid, &now.version)->wait_for(pool_.timeout());
-    if (r == -ENOENT) return nullptr;
-    check(r, traits_.name + ": cannot read the object map");
-    if (last.states && last.version == now.version) {
-      now.states = last.states;
-    } else {
-      std::string reply;
-      r = pool_.store->exec(oid, rbd_class, object_map_method_load, {}, &reply)
-              ->wait_for(pool_.timeout());
-      if (r == -ENOENT || r == -EINVAL) return nullptr;
-      check(r, traits_.name + ": cannot read the object map");
-      // Valid before and after, so in between: making an invalid map valid
-      // takes a pass over all objects.
-      if (!valid()) return nullptr;
-      try {
-        now.states =
-            std::make_shared<const ObjectStates>(decode_object_map(reply));
-      } catch (const Error&) {
-        return nullptr;  // Without it, it only takes longer.
-      }
-    }
-    // Versions are those from before: what has changed since is only read
-    // once more.
-    const std::scoped_lock lock(map_mutex_);
-    last_map_ = now;
-    return now.states;
+    return map_reader_.read();
   }
 
   std::shared_ptr<const ObjectStates> read_fast_diff(SnapId snap) override {
-    // As in read_map: valid before and after, so in between.
+    // As in MapReader: valid before and after, so in between.
     const auto valid = [&] {
       HeaderCalls calls(pool_, header_oid_);
       const auto flags = calls.start("get_flags", encode_snap_id(snap));
@@ -316,14 +263,6 @@ class Format2 final : public ImageFormat {
   ObjectStore& data_store() override { return *data_store_; }
 
  private:
-  /// The object map as it was read, with the versions of the objects that say
-  /// what it is and whether it can be believed.
-  struct ReadMap {
-    std::shared_ptr<const ObjectStates> states = {};
-    std::uint64_t version = 0;  // of the map
-    std::uint64_t header = 0;   // of the header, with the flags
-  };
-
   void check_features(const Format2Features& f) const {
     if (const auto bits = f.features & unreadable_features; bits != 0)
       throw Error(ENOTSUP, "image '" + spec_.image +
@@ -485,8 +424,7 @@ class Format2 final : public ImageFormat {
   const Format2Core core_;
   const ImageTraits traits_;
   std::unique_ptr<ExclusiveLock> lock_;
-  std::mutex map_mutex_;
-  ReadMap last_map_;  // guarded by map_mutex_
+  MapReader map_reader_;
 };
 
 }  // namespace

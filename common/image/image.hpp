@@ -193,11 +193,8 @@ class ImageFormat {
       std::uint64_t objects);
   /// The object map of what is read, as it is in the pool; null where there
   /// is no map or it cannot be believed.  It is right for some moment during
-  /// the call, whoever holds the lock: an owner changes the map before it
-  /// makes an object, and says that the map is invalid before it goes on
-  /// without.  The last one is kept, two bits an object, and only read again
-  /// when a version has changed (see known_extents.hpp).  Thread-safe.  Throws
-  /// Error.
+  /// the call, whoever holds the lock (see map_reader.hpp).  Thread-safe.
+  /// Throws Error.
   [[nodiscard]] virtual std::shared_ptr<const ObjectStates> read_map();
   /// The object map of a snapshot, or of the head, if it can be believed
   /// about what has changed since the snapshot before; else null.

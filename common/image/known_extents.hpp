@@ -22,9 +22,10 @@
 //     lock is taken by force, this is as true as all that the lock's
 //     holder believes, until he hears of it.
 //   - Otherwise nothing is kept here.  The object map of an image whose lock
-//     somebody else holds is kept with its version, and believed only when a
-//     small operation has found that version again (ImageFormat::read_map).
-//     It only says which objects exist.  What is in them is asked.
+//     somebody else holds is kept, and believed only when small operations
+//     have found it and its flags the same again (MapReader).  It only says
+//     which objects exist.  What is in them is asked.  RADOS's versions of
+//     objects prove nothing alone, because they can come back.
 
 #ifndef NBDRADOS_IMAGE_KNOWN_EXTENTS_HPP
 #define NBDRADOS_IMAGE_KNOWN_EXTENTS_HPP

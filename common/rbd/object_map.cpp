@@ -99,6 +99,15 @@ ObjectStates decode_object_map(std::string_view bytes) {
   return ObjectStates(objects, std::string(data));
 }
 
+std::size_t object_map_footer_offset(std::string_view bytes) {
+  Decoder in(bytes, "object map");
+  Decoder header_blob(in.blob("header"), "object map");
+  const std::uint64_t objects =
+      header_blob.frame(1, "header").u64("number of objects");
+  const std::string_view data = in.bytes(bytes_for(objects), "data");
+  return static_cast<std::size_t>(data.data() + data.size() - bytes.data());
+}
+
 std::string encode_object_map(const ObjectStates& states,
                               ObjectMapFooter footer) {
   Encoder header;

@@ -25,6 +25,7 @@
 #ifndef NBDRADOS_RBD_OBJECT_MAP_HPP
 #define NBDRADOS_RBD_OBJECT_MAP_HPP
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -96,6 +97,11 @@ class ObjectStates {
 /// Error(EIO) that says what is wrong: too many objects, data that is not as
 /// long as the number of objects says, a wrong checksum.
 [[nodiscard]] ObjectStates decode_object_map(std::string_view bytes);
+
+/// Where in the content of a map's object its checksums begin, which go to its
+/// end.  `bytes` are what decode_object_map accepts; a map without checksums
+/// has nothing there but the length of an empty blob.
+[[nodiscard]] std::size_t object_map_footer_offset(std::string_view bytes);
 
 /// Whether an encoded map has checksums.  Objects in a pool must.
 enum class ObjectMapFooter : bool { empty = false, checksums = true };

@@ -31,12 +31,14 @@
 #include <vector>
 
 #include "image/creation_runs.hpp"
+#include "image/map_reader.hpp"
 #include "image/object_map.hpp"
 #include "rados/error.hpp"
 #include "rados/fault_store.hpp"
 #include "rados/memory_store.hpp"
 #include "rbd/cls_lock.hpp"
 #include "rbd/encoding.hpp"
+#include "rbd/features.hpp"
 #include "rbd/format2.hpp"
 #include "object-map-methods.hpp"
 
@@ -1351,5 +1353,176 @@ class CreationRunsTest : public CppUnit::TestFixture {
 };
 
 CPPUNIT_TEST_SUITE_REGISTRATION(CreationRunsTest);
+
+/// The flags are the header's only bytes here.  Asking for them gives it no
+/// other version, as methods of MemoryStore do.
+class FlagsStore : public MemoryStore {
+ public:
+  [[nodiscard]] std::unique_ptr<Pending> exec(const std::string& name,
+                                              std::string_view,
+                                              std::string_view method,
+                                              std::string_view,
+                                              std::string* output) override {
+    CPPUNIT_ASSERT(method == "get_flags");
+    return read_all(name, 8, output);
+  }
+};
+
+/// A map in the pool, and the header that says whether it is valid.
+class MapReaderTest : public CppUnit::TestFixture {
+  CPPUNIT_TEST_SUITE(MapReaderTest);
+  CPPUNIT_TEST(kept);
+  CPPUNIT_TEST(changed);
+  CPPUNIT_TEST(changed_while_read);
+  CPPUNIT_TEST(not_believed);
+  CPPUNIT_TEST(map_copied_over);
+  CPPUNIT_TEST(header_copied_over);
+  CPPUNIT_TEST(without_checksums);
+  CPPUNIT_TEST_SUITE_END();
+
+  static constexpr std::uint64_t objects = 3 * object_map_block + 5;
+  const std::string header_ = "rbd_header.10ab";
+  FlagsStore memory_;
+  FaultStore store_{memory_};
+  MapReader reader_{store_, header_, oid, snap_head, limit};
+
+ public:
+  MapReaderTest() {
+    put_flags(0);
+    put_map({});
+  }
+
+ private:
+  void put_flags(std::uint64_t flags, std::uint64_t version = 0) {
+    Encoder bytes;
+    bytes.u64(flags);
+    MemoryObject object;
+    object.data.write(0, bytes.str());
+    memory_.put(header_, object, version);
+  }
+  static ObjectStates map_with(const std::set<std::uint64_t>& existing) {
+    ObjectStates map(objects);
+    for (const std::uint64_t n : existing) map.set(n, State::exists);
+    return map;
+  }
+  void put_map(const std::set<std::uint64_t>& existing,
+               std::uint64_t version = 0) {
+    memory_.put(oid, map_object(map_with(existing)), version);
+  }
+  std::uint64_t version(const std::string& name) {
+    std::uint64_t v = 0;
+    CPPUNIT_ASSERT_EQUAL(0, memory_.version(name, &v)->wait());
+    return v;
+  }
+  /// What it reads is this, and whether it had to read the whole map.
+  void reads(const std::set<std::uint64_t>& existing, bool whole) {
+    store_.clear_log();
+    const auto map = reader_.read();
+    CPPUNIT_ASSERT(map != nullptr);
+    CPPUNIT_ASSERT(*map == map_with(existing));
+    CPPUNIT_ASSERT_EQUAL(std::size_t{whole}, store_.count(Kind::read_all));
+  }
+  void reads_none() { CPPUNIT_ASSERT(reader_.read() == nullptr); }
+
+  void kept() {
+    reads({}, true);
+    for (int i = 0; i < 3; ++i) reads({}, false);
+    CPPUNIT_ASSERT(reader_.read() == reader_.read());
+  }
+
+  void changed() {
+    reads({}, true);
+    put_map({7});
+    reads({7}, true);
+    // Another header with the same flags: that had to be read.
+    put_flags(0);
+    reads({7}, true);
+    reads({7}, false);
+    memory_.put(oid, map_object(ObjectStates(objects + 1)));
+    CPPUNIT_ASSERT(*reader_.read() == ObjectStates(objects + 1));
+    memory_.put(oid, map_object(ObjectStates(1)));
+    CPPUNIT_ASSERT(*reader_.read() == ObjectStates(1));
+    CPPUNIT_ASSERT(*reader_.read() == ObjectStates(1));
+  }
+
+  // The map changes after its version was asked, and then comes back.
+  void changed_while_read() {
+    const std::uint64_t v = version(oid);
+    store_.inject({.kind = Kind::read_all, .delay = 200ms});
+    std::jthread reading([&] { (void)reader_.read(); });
+    while (store_.count(Kind::exec) == 0) std::this_thread::sleep_for(1ms);
+    put_map({7});
+    reading.join();
+    put_map({8}, v);
+    reads({8}, true);
+  }
+
+  void not_believed() {
+    put_flags(flag_object_map_invalid);
+    reads_none();
+    put_flags(0);
+    reads({}, true);
+    put_flags(flag_object_map_invalid | flag_fast_diff_invalid);
+    reads_none();
+    put_flags(flag_fast_diff_invalid);
+    reads({}, true);
+    MemoryObject damaged = map_object(map_with({}));
+    damaged.data.write(100, "x");
+    memory_.put(oid, damaged);
+    reads_none();
+    memory_.put(oid, MemoryObject{});
+    reads_none();
+    memory_.put(oid, std::nullopt);
+    reads_none();
+    put_map({3});
+    reads({3}, true);
+    memory_.put(oid, std::nullopt);
+    reads_none();
+    memory_.put(header_, std::nullopt);
+    try {
+      (void)reader_.read();
+      CPPUNIT_FAIL("no exception");
+    } catch (const Error& e) {
+      CPPUNIT_ASSERT_EQUAL(ENOENT, e.code());
+    }
+  }
+
+  // Another map of the same version.
+  void map_copied_over() {
+    reads({}, true);
+    const std::uint64_t v = version(oid);
+    for (const std::uint64_t n : {std::uint64_t{0}, std::uint64_t{20'000},
+                                  objects - 1}) {
+      put_map({n}, v);
+      reads({n}, true);
+      reads({n}, false);
+    }
+    memory_.put(oid, map_object(ObjectStates(object_map_block)), v);
+    CPPUNIT_ASSERT(*reader_.read() == ObjectStates(object_map_block));
+  }
+
+  // Another header of the same version.
+  void header_copied_over() {
+    reads({}, true);
+    put_flags(flag_object_map_invalid, version(header_));
+    reads_none();
+  }
+
+  // Objects in a pool have them; what has not, is right all the same.
+  void without_checksums() {
+    const auto put = [&](const std::set<std::uint64_t>& existing,
+                         std::uint64_t v) {
+      MemoryObject object;
+      object.data.write(0, encode_object_map(map_with(existing),
+                                             ObjectMapFooter::empty));
+      memory_.put(oid, object, v);
+    };
+    put({5}, 0);
+    reads({5}, true);
+    put({6}, version(oid));
+    reads({6}, true);
+  }
+};
+CPPUNIT_TEST_SUITE_REGISTRATION(MapReaderTest);
 
 }  // namespace

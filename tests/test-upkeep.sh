@@ -104,12 +104,13 @@ end_serving() {
   fi
 }
 
-# write_all_the_time: to the first 16 MiB, compared with $tmp/model.
+# write_all_the_time [URI]: to the first 16 MiB, compared with $tmp/model.
 write_all_the_time() {
   rm -f "$tmp/stop"
   "$random_ops" --ops 100000000 --stop-file "$tmp/stop" --threads 2 \
     --connections 2 --batch 4 --max-length 64K --boundaries 4096,64K \
-    --region 0+16M --model "$tmp/model" "$served" >"$tmp/io.out" 2>&1 &
+    --region 0+16M --model "$tmp/model" "$served" "$@" \
+    >"$tmp/io.out" 2>&1 &
   writer=$!
   own "$writer"
   sleep 0.2
@@ -274,6 +275,24 @@ serve auto undo
 stop_nbdkit
 assert_eq 0 "$(cat "$tmp/status")" "status of the rollback"
 check_object_map $image
+
+say "sparsify beside two servers that write in turn"
+rbd create --size 64M --object-size $object_size rbd/both
+start_rados pool=rbd image=both lock=auto lock-wait=5
+served=$(uri)
+"$nbd_expect" "$served" write 16M 32M 0 ok
+start_rados pool=rbd image=both lock=auto lock-wait=5
+rm -f "$tmp/model"
+truncate -s 64M "$tmp/model"
+# Until each knows of the other that it writes.
+"$random_ops" --ops 20 --threads 2 --connections 2 --region 0+16M \
+  --model "$tmp/model" "$served" "$(uri)" >/dev/null
+write_all_the_time "$(uri)"
+for n in 1 2 3; do rbd sparsify --no-progress rbd/both; done
+stop_writing
+stop_nbdkit
+lock=auto
+check rbd/both
 
 say "a client that keeps the lock is asked when lock-wait= is over"
 start_rados pool=rbd image=undo lock=auto lock-wait=4

@@ -66,14 +66,18 @@ class LockTurns {
     begin(owner, now);
     next_try_ = std::min(turn_end_, now + interval);
   }
-  /// By another client, or taken by this one.
+  /// Another client has given it back, or this one has got it.
   void free() noexcept {
+    was_free_ = true;
+    owner_.reset();
     turn_end_ = {};
     next_try_ = {};
   }
 
   /// Whether the owner is to be asked for the lock now.
   [[nodiscard]] bool ask(std::uint64_t owner, Clock::time_point now) {
+    // It has taken the lock just now, and has not said so yet.
+    if (was_free_ && owner_ != owner) begin(owner, now);
     if (now < turn_end_) {
       next_try_ = std::min(turn_end_, now + interval);
       return false;
@@ -94,12 +98,15 @@ class LockTurns {
   void begin(Client owner, Clock::time_point now) noexcept {
     const bool writer = !owner || is_writer(*owner);
     turn_end_ = now + (writer ? writers_turn : patience_);
+    owner_ = owner;
   }
 
   const Clock::duration patience_;
   std::deque<std::uint64_t> writers_;
   Clock::time_point next_try_{};
+  Client owner_;  ///< whose turn it is, as far as is known
   Clock::time_point turn_end_{};
+  bool was_free_ = false;  ///< since the image was opened
 };
 
 }  // namespace nbdrados

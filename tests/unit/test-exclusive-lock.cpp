@@ -892,6 +892,7 @@ class LockTurnsTest : public CppUnit::TestFixture {
   CPPUNIT_TEST(who_maintains_is_left_alone);
   CPPUNIT_TEST(who_keeps_it_is_a_writer);
   CPPUNIT_TEST(handing_over_begins_the_turn);
+  CPPUNIT_TEST(who_has_not_yet_said_so);
   CPPUNIT_TEST(nobody_says_anything);
   CPPUNIT_TEST(patience_of_nothing);
   CPPUNIT_TEST(writers_are_forgotten);
@@ -940,6 +941,22 @@ class LockTurnsTest : public CppUnit::TestFixture {
     CPPUNIT_ASSERT(turns.next_try() == at(21s));
     turns.acquired_by(1, at(20500ms));
     CPPUNIT_ASSERT(turns.next_try() == at(20600ms));
+  }
+
+  // Of two who waited for the lock, the other one was faster.
+  void who_has_not_yet_said_so() {
+    LockTurns turns(10s);
+    turns.acquired_by(1, at(0s));
+    turns.free();
+    CPPUNIT_ASSERT(!turns.ask(2, at(1s)));
+    CPPUNIT_ASSERT(!turns.ask(2, at(10999ms)));
+    CPPUNIT_ASSERT(turns.ask(2, at(11s)));
+    // This client has had it; somebody else than who asked for it has taken it.
+    turns.free();
+    turns.handing_over(2, at(20s));
+    CPPUNIT_ASSERT(!turns.ask(3, at(21s)));
+    CPPUNIT_ASSERT(!turns.ask(3, at(30s)));
+    CPPUNIT_ASSERT(turns.ask(3, at(31s)));
   }
 
   // Who has had the lock for longer than we know is asked at once.

@@ -200,10 +200,14 @@ void ExclusiveLock::rewatched(std::uint64_t watch_cookie) {
         renames_.push_back(cookie);
       check_change(r, "cannot keep the exclusive lock");
     }
-    // Not by this name.  By another one, if an earlier call had no answer.
+    // Not by this name.  By another one, if an earlier call had no answer; one
+    // that was never tried is of another image of this client.
     const LockInfo now = info();
     if (now.holders.size() == 1 && now.type == LockType::exclusive &&
-        now.tag == rbd_lock_tag && ours(now.holders.front())) {
+        now.tag == rbd_lock_tag && ours(now.holders.front()) &&
+        (now.holders.front().cookie == cookie ||
+         std::ranges::find(renames_, now.holders.front().cookie) !=
+             renames_.end())) {
       cookie_ = now.holders.front().cookie;
       continue;
     }

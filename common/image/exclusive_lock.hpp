@@ -39,7 +39,8 @@
 //   - acquired_lock and released_lock of others.
 // Who holds the lock answers request_lock with encode_notify_response.
 //
-// One process has at most one usable Image of an image, so a lock that this
+// One process has at most one usable Image of an image that may be written to,
+// and one that is lost has given its lock back or tried to, so a lock that this
 // client has without a watch is a leftover of this process.
 //
 // Thread-safety: one thread at a time, except for client_id.

@@ -60,8 +60,13 @@ bool Image::Maintenance::answered_at_once(std::uint64_t notify_id,
     return false;  // An old client says that the header has changed.
   }
   std::string answer;
+  // As librbd, which compares both parts (ceph: src/librbd/ImageWatcher.cc).
   const bool ours = lock_ != nullptr && message.client &&
-                    message.client->gid == lock_->client_id(0).gid;
+                    message.client->gid == lock_->client_id(0).gid &&
+                    [&] {
+                      const std::scoped_lock lock(mutex_);
+                      return cookies_.contains(message.client->handle);
+                    }();
   const LockTurns::Client sender =
       message.client ? LockTurns::Client(message.client->gid) : std::nullopt;
   switch (message.op) {
@@ -143,6 +148,7 @@ void Image::Maintenance::make_watch() {
   try {
     watch_ = image_.format_->header_store().watch(image_.traits_.header_oid,
                                                   *this);
+    note_cookies();
   } catch (const Error& e) {
     // A key without write capability cannot watch; who only reads can do
     // without, sees changes at the next open, and must ask whether what is
@@ -155,6 +161,14 @@ void Image::Maintenance::make_watch() {
                    e.what(),
                false);
   }
+}
+
+void Image::Maintenance::note_cookies() {
+  const std::scoped_lock lock(mutex_);
+  cookies_.clear();
+  if (watch_) cookies_.insert(watch_->cookie());
+  for (const auto& old : old_watches_)
+    if (old) cookies_.insert(old->cookie());
 }
 
 // The thread --------------------------------------------------------------------
@@ -250,6 +264,7 @@ void Image::Maintenance::restore_watch(const std::string& why) {
   old_watches_.push_back(std::move(watch_));
   const auto forget_old = [this] {
     old_watches_.clear();
+    note_cookies();
     // It may have been said of them only now.
     const std::scoped_lock lock(mutex_);
     lost_watch_ = 0;
@@ -289,6 +304,10 @@ void Image::Maintenance::restore_watch(const std::string& why) {
                                       ? ": the image has been deleted"
                                       : ": the header cannot be watched: " +
                                             error_text(e.code())));
+        // Whoever opens the image anew, in this process too, is to find
+        // nothing of this one: the lock of the object map has no name of its
+        // own.
+        if (lock_ != nullptr && lock_->held()) hand_over();
         // Without a watch nobody says any more that it is lost.
         watch_.reset();
         forget_old();

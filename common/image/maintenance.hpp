@@ -12,6 +12,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -69,6 +70,7 @@ class Image::Maintenance final : public WatchHandler {
   static constexpr std::chrono::seconds dead_owner_limit{40};
 
   void make_watch();
+  void note_cookies();
   void work();
   void serve(int code, const Notifications& notifications);
   void restore_watch(const std::string& why);
@@ -100,6 +102,9 @@ class Image::Maintenance final : public WatchHandler {
   std::atomic<bool> owner_{false};
 
   std::mutex mutex_;
+  /// Of watch_ and old_watches_: who this image is in notifications.  Another
+  /// image of the same client is somebody else.
+  std::set<std::uint64_t> cookies_;  // guarded by mutex_
   std::condition_variable wake_;
   Notifications notifications_;  // guarded by mutex_
   int lost_watch_ = 0;           // guarded by mutex_: positive errno

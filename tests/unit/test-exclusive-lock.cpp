@@ -303,6 +303,7 @@ class ExclusiveLockTest : public CppUnit::TestFixture {
   CPPUNIT_TEST(new_watch);
   CPPUNIT_TEST(new_watch_lost_answer);
   CPPUNIT_TEST(new_watch_lost_lock);
+  CPPUNIT_TEST(new_watch_lock_of_another_image);
   CPPUNIT_TEST(releasing);
   CPPUNIT_TEST(releasing_what_is_lost);
   CPPUNIT_TEST(release_fails);
@@ -685,6 +686,20 @@ class ExclusiveLockTest : public CppUnit::TestFixture {
     CPPUNIT_ASSERT_EQUAL(
         std::string("rbd/vm1: the exclusive lock has been lost"),
         message_of([this] { lock_->rewatched(19); }, ESHUTDOWN));
+  }
+
+  // Of this client, but under a name that was never tried: it is no answer to
+  // an earlier call.
+  void new_watch_lock_of_another_image() {
+    acquire(17);
+    model_->set(self, "auto 99");
+    CPPUNIT_ASSERT_EQUAL(
+        std::string("rbd/vm1: the exclusive lock has been lost to client.4100 "
+                    "(192.0.2.1:0/4100)"),
+        message_of([this] { lock_->rewatched(18); }, ESHUTDOWN));
+    CPPUNIT_ASSERT(!lock_->held());
+    lock_->release();
+    expect_holder(self, "auto 99");
   }
 
   // ---- Releasing

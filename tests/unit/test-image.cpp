@@ -944,6 +944,8 @@ class TestMetadata : public CppUnit::TestFixture {
   CPPUNIT_TEST(deleted_image);
   CPPUNIT_TEST(blocklisted_client);
   CPPUNIT_TEST(blocklisted_client_that_wants_the_lock);
+  CPPUNIT_TEST(another_image_of_this_client_wants_the_lock);
+  CPPUNIT_TEST(lost_image_gives_the_lock_back);
   CPPUNIT_TEST(owner_of_the_lock_always_watches);
   CPPUNIT_TEST(other_clients_have_their_turns);
   CPPUNIT_TEST(noise_in_the_header);
@@ -1096,6 +1098,56 @@ class TestMetadata : public CppUnit::TestFixture {
     std::this_thread::sleep_for(50ms);
     CPPUNIT_ASSERT_EQUAL(ESHUTDOWN, error_of([&] { b.write("x", 0); }));
     CPPUNIT_ASSERT_EQUAL(std::size_t{0}, b.store.count(Kind::write));
+  }
+
+  // In one process two images can be one, for instance while a lost one is
+  // still open.  Each of them must answer the other.
+  void another_image_of_this_client_wants_the_lock() {
+    Bench b(Layout(4 * K, 4 * K, 1), 64 * K);
+    for (const char* method : {"lock", "unlock"})
+      b.memory.on_exec("lock", method, [](auto&, auto, auto&) { return 0; });
+    b.set_view({.size = 64 * K, .lockable = true});
+    b.image->refresh();
+    b.write("x", 0);
+    std::vector<Watcher> watchers;
+    CPPUNIT_ASSERT_EQUAL(0,
+                         b.store.list_watchers("header", &watchers)->wait());
+    CPPUNIT_ASSERT_EQUAL(std::size_t{1}, watchers.size());
+    const auto answer = [&](std::uint64_t handle) {
+      std::string reply;
+      CPPUNIT_ASSERT_EQUAL(
+          0, b.store.notify("header",
+                            encode_notify_request_lock(
+                                {.gid = watchers[0].client, .handle = handle}),
+                            5s, &reply));
+      const NotifyReplies replies = decode_notify_replies(reply);
+      CPPUNIT_ASSERT_EQUAL(std::size_t{1}, replies.answers.size());
+      return replies.answers[0].payload;
+    };
+    CPPUNIT_ASSERT_EQUAL(std::string(), answer(watchers[0].cookie));
+    CPPUNIT_ASSERT_EQUAL(encode_notify_response(0),
+                         answer(watchers[0].cookie + 1));
+  }
+
+  // Whoever opens a lost image anew, in this process too, finds no trace of it.
+  void lost_image_gives_the_lock_back() {
+    Bench b(Layout(4 * K, 4 * K, 1), 64 * K);
+    std::atomic<int> unlocked = 0;
+    for (const char* method : {"lock", "set_cookie"})
+      b.memory.on_exec("lock", method, [](auto&, auto, auto&) { return 0; });
+    b.memory.on_exec("lock", "unlock", [&](auto&, auto, auto&) {
+      ++unlocked;
+      return 0;
+    });
+    b.set_view({.size = 64 * K, .lockable = true});
+    b.image->refresh();
+    b.write("x", 0);
+    set_load_error(b, ENOENT);
+    b.store.lose_watches("header", ENOTCONN);
+    CPPUNIT_ASSERT(eventually([&] { return b.image->lost(); }));
+    CPPUNIT_ASSERT(eventually([&] { return unlocked == 1; }));
+    b.image.reset();
+    CPPUNIT_ASSERT_EQUAL(1, unlocked.load());
   }
 
   void owner_of_the_lock_always_watches() {

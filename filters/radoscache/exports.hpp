@@ -3,11 +3,16 @@
 // The exports that the filter caches.
 //
 // Each export has a disk of its own in the cache, so what is read from one can
-// never be seen in another.  But only promises that hold (see coherence.hpp), or
-// the user, tell whether two export names are two disks: some plugins ignore the
-// name.  So a change of one export makes the cache forget the same range of all
-// others that are not known to be different disks.  Where they are different
-// this costs a little; where they are the same, it is what keeps them equal.
+// never be seen in another.  A name alone is no export: the plugin may know
+// another disk by it than it did when an earlier client came.  Then it has
+// another promise, whether that holds or not, and a client that comes with it
+// gets another disk in the cache, while the earlier ones keep theirs.
+//
+// But only promises that hold (see coherence.hpp), or the user, tell whether
+// two export names are two disks: some plugins ignore the name.  So a change
+// of one export makes the cache forget the same range of all others that are
+// not known to be different disks.  Where they are different this costs a
+// little; where they are the same, it is what keeps them equal.
 // (An assumption of the user's also covers what has no promise, or one that
 // has ended: that may be any disk.)
 //
@@ -221,6 +226,8 @@ class Exports {
  private:
   [[nodiscard]] bool different(const Export& a,
                                const Export& b) const noexcept {
+    // Two names of one disk: the plugin knows better than the user.
+    if (a.promise_ && a.promise_ == b.promise_) return false;
     if (options_.distinct && a.name_ != b.name_) return true;
     return !a.assumed_ && !b.assumed_ && a.promise_ != b.promise_ &&
            a.version() != 0 && b.version() != 0;

@@ -121,6 +121,8 @@ class TestExports : public CppUnit::TestFixture {
   CPPUNIT_TEST(perhaps_the_same_disk);
   CPPUNIT_TEST(many_exports);
   CPPUNIT_TEST(another_size);
+  CPPUNIT_TEST(another_disk_of_that_name);
+  CPPUNIT_TEST(two_names_of_a_disk);
   CPPUNIT_TEST(given_up);
   CPPUNIT_TEST(given_up_in_vain);
   CPPUNIT_TEST(a_late_keeper);
@@ -237,6 +239,37 @@ class TestExports : public CppUnit::TestFixture {
                                      "that clients have written are lost\n"),
                          take_messages());
     CPPUNIT_ASSERT_EQUAL(std::uint64_t{0}, w.limit.used());
+  }
+
+  // Those who have it keep it, beside the new one.
+  void another_disk_of_that_name() {
+    World w;
+    const std::shared_ptr<Promise> before = make_promise();
+    const std::shared_ptr<Promise> now = make_promise();
+    for (const auto& p : {before, now}) p->begin_tenure();
+    for (const auto& p : {before, now}) p->begin();
+    auto one = w.connect("a", before);
+    CPPUNIT_ASSERT(one->put(0, 'x'));
+    auto two = w.connect("a", now);
+    CPPUNIT_ASSERT(one->entry != two->entry);
+    CPPUNIT_ASSERT(!two->keeps(0));
+    CPPUNIT_ASSERT(one->keeps(0));
+    CPPUNIT_ASSERT(one->put(block, 'y'));
+    CPPUNIT_ASSERT(two->entry == w.connect("a", now)->entry);
+    CPPUNIT_ASSERT_EQUAL(std::string(), take_messages());
+  }
+
+  // What the plugin knows counts more than what the user thinks.
+  void two_names_of_a_disk() {
+    World w(true);
+    const std::shared_ptr<Promise> promise = make_promise();
+    promise->begin_tenure();
+    promise->begin();
+    auto one = w.connect("a", promise);
+    auto two = w.connect("b", promise);
+    CPPUNIT_ASSERT(one->put(0, 'x'));
+    CPPUNIT_ASSERT_EQUAL(0, w.exports.settle(*two->entry, block, 0));
+    CPPUNIT_ASSERT_EQUAL('x', w.at(0));
   }
 
   void given_up() {

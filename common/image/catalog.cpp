@@ -64,6 +64,42 @@ std::string unescaped(std::string_view part) {
   return out;
 }
 
+/// `pool` is a name or a number.
+template <class Key>
+Pool stores_of(const std::shared_ptr<Cluster>& cluster, const Key& pool,
+               const std::string& name_space) {
+  using Purpose = Cluster::Purpose;
+  return {cluster, cluster->open_pool(pool, name_space, Purpose::metadata),
+          cluster->open_pool(pool, name_space, Purpose::data)};
+}
+
+/// What knows a format.
+struct Format {
+  FormatChoice choice;
+  std::optional<ImageIdentity> (*resolve)(const Pool&, const ImageSpec&);
+  std::unique_ptr<ImageFormat> (*open)(const Pool&, const ImageIdentity&,
+                                       const ImageSpec&, const OpenOptions&);
+};
+/// In the order in which `auto` looks.
+constexpr Format formats[] = {
+    {FormatChoice::format2, resolve_format2, open_format2},
+    {FormatChoice::format1, resolve_format1, open_format1},
+    {FormatChoice::striper, resolve_striper, open_striper},
+};
+
+std::optional<ImageIdentity> resolve_in(const Pool& pool,
+                                        const ImageSpec& spec,
+                                        FormatChoice wanted) {
+  for (const Format& f : formats)
+    if (wanted == FormatChoice::automatic || wanted == f.choice)
+      if (auto found = f.resolve(pool, spec)) {
+        found->name_space = spec.name_space;
+        found->format = f.choice;
+        return found;
+      }
+  return std::nullopt;
+}
+
 /// For RBD, of whatever format.
 void check_object_size(std::uint64_t object_size) {
   static_assert(format1_order_min == format2_order_min &&
@@ -79,9 +115,11 @@ void check_object_size(std::uint64_t object_size) {
 
 Pool open_pool(const std::shared_ptr<Cluster>& cluster,
                const std::string& pool, const std::string& name_space) {
-  using Purpose = Cluster::Purpose;
-  return {cluster, cluster->open_pool(pool, name_space, Purpose::metadata),
-          cluster->open_pool(pool, name_space, Purpose::data)};
+  return stores_of(cluster, pool, name_space);
+}
+Pool open_pool(const std::shared_ptr<Cluster>& cluster, std::int64_t pool,
+               const std::string& name_space) {
+  return stores_of(cluster, pool, name_space);
 }
 
 std::optional<FormatChoice> parse_format(std::string_view text) {
@@ -176,33 +214,58 @@ bool object_exists(const Pool& pool, const std::string& oid) {
   return true;
 }
 
+std::string ImageIdentity::text() const {
+  std::string t = std::to_string(pool);
+  // Names hold any character but this one.
+  for (const std::string& part :
+       {name_space, std::string(to_string(format)), image, prefix,
+        std::to_string(snap), since ? std::to_string(*since) : ""})
+    t += '\0' + part;
+  return t;
+}
+
+ImageIdentity resolve_image(const std::shared_ptr<Cluster>& cluster,
+                            const ImageSpec& spec, FormatChoice format) {
+  for (;;) {
+    const std::int64_t id = cluster->pool_id(spec.pool);
+    std::optional<ImageIdentity> found;
+    try {
+      found = resolve_in(open_pool(cluster, id, spec.name_space), spec, format);
+    } catch (const Error& e) {
+      if (e.code() != ENXIO || cluster->pool_id(spec.pool) == id) throw;
+      continue;
+    }
+    // This client may not have heard of what has happened to pools since it
+    // last asked an OSD.
+    if (cluster->pool_id(spec.pool) != id) continue;
+    if (found) {
+      found->pool = id;
+      return *found;
+    }
+    std::string what = "image '" + spec.image + "'";
+    if (format != FormatChoice::automatic)
+      what += " of format " + std::string(to_string(format));
+    what += " does not exist in pool '" + spec.pool + "'";
+    if (!spec.name_space.empty())
+      what += ", namespace '" + spec.name_space + "'";
+    throw Error(ENOENT, what);
+  }
+}
+
+std::unique_ptr<ImageFormat> open_format(
+    const std::shared_ptr<Cluster>& cluster, const ImageIdentity& identity,
+    const ImageSpec& spec, const OpenOptions& options) {
+  const auto* const format = std::ranges::find(formats, identity.format,
+                                               &Format::choice);
+  return format->open(open_pool(cluster, identity.pool, identity.name_space),
+                      identity, spec, options);
+}
+
 std::unique_ptr<ImageFormat> open_format(
     const std::shared_ptr<Cluster>& cluster, const ImageSpec& spec,
     const OpenOptions& options) {
-  const Pool pool = open_pool(cluster, spec.pool, spec.name_space);
-  struct Opener {
-    FormatChoice format;
-    std::unique_ptr<ImageFormat> (*open)(const Pool&, const ImageSpec&,
-                                         const OpenOptions&);
-  };
-  // The order in which `auto` looks.
-  static constexpr Opener openers[] = {
-      {FormatChoice::format2, open_format2},
-      {FormatChoice::format1, open_format1},
-      {FormatChoice::striper, open_striper},
-  };
-  for (const Opener& o : openers)
-    if (options.format == FormatChoice::automatic ||
-        options.format == o.format)
-      if (auto format = o.open(pool, spec, options)) return format;
-
-  std::string what = "image '" + spec.image + "'";
-  if (options.format != FormatChoice::automatic)
-    what += " of format " + std::string(to_string(options.format));
-  what += " does not exist in pool '" + spec.pool + "'";
-  if (!spec.name_space.empty())
-    what += ", namespace '" + spec.name_space + "'";
-  throw Error(ENOENT, what);
+  return open_format(cluster, resolve_image(cluster, spec, options.format),
+                     spec, options);
 }
 
 void check_create(const ImageSpec& spec, const CreateOptions& options) {

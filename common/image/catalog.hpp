@@ -5,6 +5,7 @@
 #ifndef NBDRADOS_IMAGE_CATALOG_HPP
 #define NBDRADOS_IMAGE_CATALOG_HPP
 
+#include <compare>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -49,6 +50,32 @@ struct ImageSpec {
 [[nodiscard]] ImageSpec parse_image_name(std::string_view text,
                                          FormatChoice format);
 
+/// What a name means at some moment.  Names can be given to something else at
+/// any time; this never is.
+struct ImageIdentity {
+  std::int64_t pool = -1;
+  std::string name_space;  // "": the default one
+  FormatChoice format = FormatChoice::automatic;  // of the image: never that
+  /// Format 2: the image's id.  The others: its name, by which it is found.
+  /// Striped objects have nothing else; all of a name are the same RADOS
+  /// objects.  When one is made in place of another, the lock tells.
+  std::string image;
+  /// Format 1: the prefix of its data objects, which no other image has.
+  std::string prefix = {};
+  SnapId snap = snap_head;
+  /// Of ImageSpec::since.
+  std::optional<SnapId> since = {};
+  auto operator<=>(const ImageIdentity&) const = default;
+  /// Different for different identities.
+  [[nodiscard]] std::string text() const;
+};
+
+/// What a name means now.  A few reads, each bounded in time.  Throws Error as
+/// open_format.
+[[nodiscard]] ImageIdentity resolve_image(
+    const std::shared_ptr<Cluster>& cluster, const ImageSpec& spec,
+    FormatChoice format);
+
 struct OpenOptions {
   FormatChoice format = FormatChoice::automatic;
   bool writable = false;
@@ -57,9 +84,15 @@ struct OpenOptions {
   std::uint64_t grow_to = 0;
 };
 
-/// Finds an image and reads its metadata.  Throws Error: ENOENT (pool, image
-/// or snapshot), ENOTSUP (a feature that is not implemented, by name), EIO
-/// (metadata that makes no sense), EBUSY (locked by somebody, by name).
+/// Reads the metadata of an image, whatever its name means by now; `spec` is
+/// for messages only.  Throws Error: ENOENT (pool, image or snapshot), ENOTSUP
+/// (a feature that is not implemented, by name), EIO (metadata that makes no
+/// sense), EBUSY (locked by somebody, by name).
+[[nodiscard]] std::unique_ptr<ImageFormat> open_format(
+    const std::shared_ptr<Cluster>& cluster, const ImageIdentity& identity,
+    const ImageSpec& spec, const OpenOptions& options);
+
+/// As resolve_image and open_format.
 [[nodiscard]] std::unique_ptr<ImageFormat> open_format(
     const std::shared_ptr<Cluster>& cluster, const ImageSpec& spec,
     const OpenOptions& options);

@@ -39,10 +39,12 @@ bool read_header(const Pool& pool, const std::string& image,
 
 class Format1 final : public ImageFormat {
  public:
-  Format1(Pool pool, ImageSpec spec, const Format1Header& header)
+  Format1(Pool pool, const ImageIdentity& identity, ImageSpec spec,
+          const Format1Header& header)
       : pool_(std::move(pool)),
         spec_(std::move(spec)),
         header_(header),
+        snap_(identity.snap),
         traits_{.name = spec_.text(),
                 .format = "RBD format 1",
                 .layout = Layout(std::uint64_t{1} << header.order,
@@ -50,9 +52,7 @@ class Format1 final : public ImageFormat {
                 .object_prefix = header.object_prefix,
                 .name_digits = 12,
                 .header_oid = format1_header_oid(spec_.image),
-                .details = "no features"} {
-    if (!spec_.snapshot.empty()) snap_ = find_snapshot(header_).id;
-  }
+                .details = "no features"} {}
 
   const ImageTraits& traits() const override { return traits_; }
 
@@ -68,8 +68,7 @@ class Format1 final : public ImageFormat {
     View view;
     view.size = now.size;
     view.snapc = now.snap_context();
-    if (!spec_.snapshot.empty()) {
-      // By its id: another one may have the name meanwhile.
+    if (snap_ != snap_head) {
       const auto s = std::find_if(
           now.snapshots.begin(), now.snapshots.end(),
           [this](const Format1Snapshot& each) { return each.id == snap_; });
@@ -85,19 +84,19 @@ class Format1 final : public ImageFormat {
   ObjectStore& data_store() override { return *pool_.data; }
 
  private:
-  const Format1Snapshot& find_snapshot(const Format1Header& header) const {
-    for (const Format1Snapshot& s : header.snapshots)
-      if (s.name == spec_.snapshot) return s;
-    throw Error(ENOENT, "image '" + spec_.image + "' has no snapshot '" +
-                            spec_.snapshot + "'");
-  }
-
   const Pool pool_;
   const ImageSpec spec_;
   const Format1Header header_;
+  const SnapId snap_;
   const ImageTraits traits_;
-  SnapId snap_ = snap_head;
 };
+
+SnapId find_snapshot(const Format1Header& header, const std::string& image,
+                     const std::string& name) {
+  for (const Format1Snapshot& s : header.snapshots)
+    if (s.name == name) return s.id;
+  throw Error(ENOENT, "image '" + image + "' has no snapshot '" + name + "'");
+}
 
 }  // namespace
 
@@ -105,12 +104,29 @@ bool exists_format1(const Pool& pool, const std::string& image) {
   return object_exists(pool, format1_header_oid(image));
 }
 
+std::optional<ImageIdentity> resolve_format1(const Pool& pool,
+                                             const ImageSpec& spec) {
+  Format1Header header;
+  if (!read_header(pool, spec.image, &header)) return std::nullopt;
+  ImageIdentity identity;
+  identity.image = spec.image;
+  identity.prefix = header.object_prefix;
+  if (!spec.snapshot.empty())
+    identity.snap = find_snapshot(header, spec.image, spec.snapshot);
+  if (!spec.since.empty())
+    identity.since = find_snapshot(header, spec.image, spec.since);
+  return identity;
+}
+
 std::unique_ptr<ImageFormat> open_format1(const Pool& pool,
+                                          const ImageIdentity& identity,
                                           const ImageSpec& spec,
                                           const OpenOptions& /*options*/) {
   Format1Header header;
-  if (!read_header(pool, spec.image, &header)) return nullptr;
-  return std::make_unique<Format1>(pool, spec, header);
+  if (!read_header(pool, identity.image, &header) ||
+      header.object_prefix != identity.prefix)
+    throw Error(ENOENT, spec.text() + ": the image has just been removed");
+  return std::make_unique<Format1>(pool, identity, spec, header);
 }
 
 // What is visible when:

@@ -103,15 +103,36 @@ std::vector<Format2Snapshot> read_snapshots(const Pool& pool,
   return std::move(found.snapshots);
 }
 
+/// A user's snapshot before others of that name, and none in the trash: that
+/// is there for clones alone.
+SnapId find_snapshot(const std::vector<Format2Snapshot>& snapshots,
+                     const std::string& image, const std::string& name) {
+  std::optional<SnapId> found;
+  for (const Format2Snapshot& s : snapshots)
+    if (s.name == name && s.kind != Format2SnapshotKind::trash) {
+      found = s.id;
+      if (s.kind == Format2SnapshotKind::user) break;
+    }
+  if (!found)
+    throw Error(ENOENT,
+                "image '" + image + "' has no snapshot '" + name + "'");
+  return *found;
+}
+
 class Format2 final : public ImageFormat {
  public:
-  Format2(Pool pool, ImageSpec spec, const std::string& id,
-          const OpenOptions& options, SnapId snap = snap_head)
+  /// Whom a snapshot serves: who asked for it by name, or the clones that were
+  /// made of it.
+  enum class For : std::uint8_t { user, clones };
+
+  Format2(Pool pool, ImageSpec spec, const std::string& id, SnapId snap,
+          For whom, const OpenOptions& options)
       : pool_(std::move(pool)),
         spec_(std::move(spec)),
         id_(id),
         header_oid_(format2_header_oid(id)),
         snap_(snap),
+        for_(whom),
         data_store_(pool_.data),
         core_(read_core()),
         traits_(make_traits()),
@@ -150,7 +171,7 @@ class Format2 final : public ImageFormat {
         const Format2Snapshot s = decode_snapshot_get(calls.output(info));
         // Removing a snapshot that has clones moves it to the trash, where
         // they keep it.
-        if (kind_ && s.kind != *kind_)
+        if (for_ == For::user && s.kind == Format2SnapshotKind::trash)
           throw Error(EIO, traits_.name + ": the snapshot has been deleted");
       }
       view.size = decode_get_size(calls.output(size)).size;
@@ -183,8 +204,8 @@ class Format2 final : public ImageFormat {
                            .name_space = spec.name_space,
                            .image = image_name(pool, spec.image_id),
                            .snapshot = std::to_string(spec.snap)};
-      return std::make_unique<Format2>(pool, name, spec.image_id,
-                                       OpenOptions{}, spec.snap);
+      return std::make_unique<Format2>(pool, name, spec.image_id, spec.snap,
+                                       For::clones, OpenOptions{});
     } catch (const Error& e) {
       throw Error(e.code() == ENOENT ? EIO : e.code(),
                   traits_.name + ": its parent cannot be read: " + e.what());
@@ -283,7 +304,6 @@ class Format2 final : public ImageFormat {
       const auto features =
           calls.start("get_features", encode_get_features(snap_head, true));
       const auto prefix = calls.start("get_object_prefix");
-      const auto snapc = calls.start("get_snapcontext");
 
       const Format2Features f = decode_get_features(calls.output(features));
       check_features(f);
@@ -293,11 +313,7 @@ class Format2 final : public ImageFormat {
       core.size = s.size;
       core.order = s.order;
       core.object_prefix = decode_get_object_prefix(calls.output(prefix));
-      core.snapc = decode_get_snapcontext(calls.output(snapc));
     }
-    if (!spec_.snapshot.empty() && snap_ == snap_head)
-      find_snapshot(core.snapc);
-
     HeaderCalls calls(pool_, header_oid_);
     if ((core.features & feature_striping) != 0)
       core.striping = decode_get_stripe_unit_count(
@@ -315,12 +331,8 @@ class Format2 final : public ImageFormat {
   }
 
   Pool open_parent_pool(const ParentSpec& spec) const {
-    using Purpose = Cluster::Purpose;
-    const auto open = [&](Purpose purpose) {
-      return pool_.cluster->open_pool(spec.pool, spec.name_space, purpose);
-    };
     try {
-      return {pool_.cluster, open(Purpose::metadata), open(Purpose::data)};
+      return open_pool(pool_.cluster, spec.pool, spec.name_space);
     } catch (const Error& e) {
       if (e.code() != ENOENT) throw;
       throw Error(ENXIO, "the parent's pool (number " +
@@ -339,19 +351,6 @@ class Format2 final : public ImageFormat {
       throw Error(ENXIO, spec_.text() + ": " + data_pool_text(number) +
                              " does not exist");
     }
-  }
-
-  void find_snapshot(const SnapContext& snapc) {
-    for (const Format2Snapshot& s : read_snapshots(pool_, header_oid_, snapc))
-      if (s.name == spec_.snapshot && s.kind != Format2SnapshotKind::trash) {
-        snap_ = s.id;
-        kind_ = s.kind;
-        // A user's snapshot before others of that name.
-        if (s.kind == Format2SnapshotKind::user) return;
-      }
-    if (snap_ == snap_head)
-      throw Error(ENOENT, "image '" + spec_.image + "' has no snapshot '" +
-                              spec_.snapshot + "'");
   }
 
   /// From the replies to parent_get and parent_overlap_get.
@@ -417,9 +416,8 @@ class Format2 final : public ImageFormat {
   const ImageSpec spec_;
   const std::string id_;
   const std::string header_oid_;
-  SnapId snap_;
-  /// Of a snapshot that was asked for by name.
-  std::optional<Format2SnapshotKind> kind_;
+  const SnapId snap_;
+  const For for_;
   std::shared_ptr<ObjectStore> data_store_;
   const Format2Core core_;
   const ImageTraits traits_;
@@ -433,12 +431,29 @@ bool exists_format2(const Pool& pool, const std::string& image) {
   return object_exists(pool, format2_id_oid(image));
 }
 
+std::optional<ImageIdentity> resolve_format2(const Pool& pool,
+                                             const ImageSpec& spec) {
+  ImageIdentity identity;
+  if (!read_id(pool, spec.image, &identity.image)) return std::nullopt;
+  if (spec.snapshot.empty() && spec.since.empty()) return identity;
+  const std::string oid = format2_header_oid(identity.image);
+  HeaderCalls calls(pool, oid);
+  const auto snapshots = read_snapshots(
+      pool, oid,
+      decode_get_snapcontext(calls.output(calls.start("get_snapcontext"))));
+  if (!spec.snapshot.empty())
+    identity.snap = find_snapshot(snapshots, spec.image, spec.snapshot);
+  if (!spec.since.empty())
+    identity.since = find_snapshot(snapshots, spec.image, spec.since);
+  return identity;
+}
+
 std::unique_ptr<ImageFormat> open_format2(const Pool& pool,
+                                          const ImageIdentity& identity,
                                           const ImageSpec& spec,
                                           const OpenOptions& options) {
-  std::string id;
-  if (!read_id(pool, spec.image, &id)) return nullptr;
-  return std::make_unique<Format2>(pool, spec, id, options);
+  return std::make_unique<Format2>(pool, spec, identity.image, identity.snap,
+                                   Format2::For::user, options);
 }
 
 }  // namespace nbdrados

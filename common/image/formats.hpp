@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
-// The formats, for the catalog.  Each function throws Error as
-// catalog.hpp's open_format and create_image say; open_* return null where
-// there is no image of that format and name.
+// The formats, for the catalog.  Each function throws Error as catalog.hpp's
+// resolve_image, open_format and create_image say.
 
 #ifndef NBDRADOS_IMAGE_FORMATS_HPP
 #define NBDRADOS_IMAGE_FORMATS_HPP
@@ -11,6 +10,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -29,12 +29,24 @@ struct Pool {
   }
 };
 
+/// These leave pool, namespace and format to the caller; none: there is no
+/// image of that format and name.
+[[nodiscard]] std::optional<ImageIdentity> resolve_format1(
+    const Pool& pool, const ImageSpec& spec);
+[[nodiscard]] std::optional<ImageIdentity> resolve_format2(
+    const Pool& pool, const ImageSpec& spec);
+[[nodiscard]] std::optional<ImageIdentity> resolve_striper(
+    const Pool& pool, const ImageSpec& spec);
+
 [[nodiscard]] std::unique_ptr<ImageFormat> open_format1(
-    const Pool& pool, const ImageSpec& spec, const OpenOptions& options);
+    const Pool& pool, const ImageIdentity& identity, const ImageSpec& spec,
+    const OpenOptions& options);
 [[nodiscard]] std::unique_ptr<ImageFormat> open_format2(
-    const Pool& pool, const ImageSpec& spec, const OpenOptions& options);
+    const Pool& pool, const ImageIdentity& identity, const ImageSpec& spec,
+    const OpenOptions& options);
 [[nodiscard]] std::unique_ptr<ImageFormat> open_striper(
-    const Pool& pool, const ImageSpec& spec, const OpenOptions& options);
+    const Pool& pool, const ImageIdentity& identity, const ImageSpec& spec,
+    const OpenOptions& options);
 
 [[nodiscard]] bool exists_format1(const Pool& pool, const std::string& image);
 [[nodiscard]] bool exists_format2(const Pool& pool, const std::string& image);
@@ -62,9 +74,13 @@ void list_striper(const Pool& pool, Listing& into,
 /// erasure-coded.  Throws Error where that cannot be asked.
 [[noreturn]] void rbd_class_refused(const Pool& pool);
 
-/// A pool's stores.  Throws Error ENOENT where there is no such pool.
+/// A pool's stores, by its name or number.  Throws Error ENOENT where there is
+/// no such pool.
 [[nodiscard]] Pool open_pool(const std::shared_ptr<Cluster>& cluster,
                              const std::string& pool,
+                             const std::string& name_space);
+[[nodiscard]] Pool open_pool(const std::shared_ptr<Cluster>& cluster,
+                             std::int64_t pool,
                              const std::string& name_space);
 
 /// Whether an object exists.  Throws Error.

@@ -169,12 +169,9 @@ void Image::publish(View view) {
 /// begins with this view.  The caller holds state_mutex_.
 bool Image::keep_promise(const View& view) {
   if (!promise_) {
-    // A snapshot's id is never used again in its image, nor an image's prefix.
-    promise_ = view.snap == snap_head
+    promise_ = view.snap == snap_head || options_.lineage
                    ? make_promise()
-                   : constant_promise(traits_.name + '\n' +
-                                      traits_.object_prefix + '\n' +
-                                      std::to_string(view.snap));
+                   : constant_promise(options_.identity);
     constant_snap_ = view.snap;
   }
   // What is in a snapshot stays, whatever happens to the header.
@@ -301,7 +298,16 @@ void Image::refuse_writers(const Error& why) {
   hold_changed_.notify_all();
 }
 
-void Image::refresh() { load_and_publish(); }
+void Image::refresh() {
+  try {
+    load_and_publish();
+  } catch (const Error& e) {
+    // This client is shut out, or has lost its lock.
+    if (e.code() == ESHUTDOWN && !lost())
+      fail_for_good(ESHUTDOWN, traits_.name + ": " + e.what());
+    throw;
+  }
+}
 
 bool Image::lost() {
   const std::scoped_lock lock(state_mutex_);

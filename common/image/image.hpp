@@ -232,6 +232,9 @@ struct ImageOptions {
   /// Trims are rounded inwards to multiples of it; 0: 64 KiB, or the object
   /// size where that is smaller.
   std::uint64_t discard_granularity = 0;
+  /// Of a snapshot: names it, in this process and for ever, and what its block
+  /// status says.
+  std::string identity = {};
   /// For blocking calls; shared with other images.
   std::shared_ptr<WorkerPool> workers = {};
   /// Receives a line about an event that no request reports (a broken watch

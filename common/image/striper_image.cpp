@@ -128,6 +128,9 @@ class Striper final : public ImageFormat {
   const ImageTraits& traits() const override { return traits_; }
 
   View load() override {
+    // An object that was made in place of this one has not got our lock, or
+    // where we have none, perhaps another layout.  It is for those who open it.
+    if (locked_) (void)renew();
     std::map<std::string, std::string> attributes;
     if (!read_attributes(pool_, spec_.image, &attributes))
       throw Error(ENOENT, traits_.name + ": the object has been deleted");
@@ -135,7 +138,7 @@ class Striper final : public ImageFormat {
     if (now.object_size != metadata_.object_size ||
         now.stripe_unit != metadata_.stripe_unit ||
         now.stripe_count != metadata_.stripe_count)
-      throw Error(EIO, traits_.name + ": the layout has been changed");
+      throw Error(ESHUTDOWN, "it has been replaced by one of another layout");
     View view;
     view.size = now.size;
     return view;
@@ -146,15 +149,7 @@ class Striper final : public ImageFormat {
   std::optional<std::chrono::milliseconds> keep_alive() override {
     if (!locked_) return std::nullopt;
     if (Clock::now() < locked_at_ + lock_retry) return lock_renewal;
-    const int r = take_lock();
-    if (r >= 0) return lock_renewal;
-    if (r == -EBUSY || r == -ENOENT || r == -ENXIO || r == -ESHUTDOWN ||
-        Clock::now() >= deadline())
-      throw Error(ESHUTDOWN,
-                  "the lock striper.lock is lost: " + error_text(-r));
-    return std::min<std::chrono::milliseconds>(
-        lock_retry, std::chrono::duration_cast<std::chrono::milliseconds>(
-                        deadline() - Clock::now()));
+    return renew();
   }
 
   ObjectStore& header_store() override { return *pool_.store; }
@@ -166,6 +161,20 @@ class Striper final : public ImageFormat {
   /// When requests must stop, unless the lock has been renewed.
   Clock::time_point deadline() const {
     return locked_at_ + lock_duration - lock_margin;
+  }
+
+  /// Renews the lock, and returns after what time to do so again.  Throws
+  /// Error(ESHUTDOWN) when it is lost.
+  std::chrono::milliseconds renew() {
+    const int r = take_lock();
+    if (r >= 0) return lock_renewal;
+    if (r == -EBUSY || r == -ENOENT || r == -ENXIO || r == -ESHUTDOWN ||
+        Clock::now() >= deadline())
+      throw Error(ESHUTDOWN,
+                  "the lock striper.lock is lost: " + error_text(-r));
+    return std::min<std::chrono::milliseconds>(
+        lock_retry, std::chrono::duration_cast<std::chrono::milliseconds>(
+                        deadline() - Clock::now()));
   }
 
   /// Takes or renews the lock.  Returns 0 or a negative errno.
@@ -215,14 +224,25 @@ bool exists_striper(const Pool& pool, const std::string& image) {
   return object_exists(pool, striper_oid(image, 0));
 }
 
+std::optional<ImageIdentity> resolve_striper(const Pool& pool,
+                                             const ImageSpec& spec) {
+  std::map<std::string, std::string> attributes;
+  if (!read_attributes(pool, spec.image, &attributes)) return std::nullopt;
+  if (!spec.snapshot.empty() || !spec.since.empty())
+    throw Error(EINVAL, "striped object '" + spec.image +
+                            "': striped objects have no snapshots");
+  ImageIdentity identity;
+  identity.image = spec.image;
+  return identity;
+}
+
 std::unique_ptr<ImageFormat> open_striper(const Pool& pool,
+                                          const ImageIdentity& identity,
                                           const ImageSpec& spec,
                                           const OpenOptions& options) {
   std::map<std::string, std::string> attributes;
-  if (!read_attributes(pool, spec.image, &attributes)) return nullptr;
-  if (!spec.snapshot.empty())
-    throw Error(EINVAL, "striped object '" + spec.image +
-                            "': striped objects have no snapshots");
+  if (!read_attributes(pool, identity.image, &attributes))
+    throw Error(ENOENT, spec.text() + ": the object has just been removed");
   auto format = std::make_unique<Striper>(
       pool, spec, decode_attributes(spec.image, attributes),
       options.writable);

@@ -87,6 +87,12 @@ class Cluster : public Blocklister,
       std::int64_t pool_id, const std::string& name_space,
       Purpose purpose) = 0;
 
+  /// The number of a pool, as far as this client knows: it hears of new pools
+  /// and names when it asks an OSD.  Throws Error ENOENT where there is none.
+  [[nodiscard]] virtual std::int64_t pool_id(const std::string& /*pool*/) {
+    return -1;
+  }
+
   /// Bound on one metadata operation.
   [[nodiscard]] virtual std::chrono::milliseconds timeout() const = 0;
 
@@ -98,10 +104,6 @@ class Cluster : public Blocklister,
   [[nodiscard]] virtual std::optional<std::string> ceph_option(
       const std::string& /*name*/) {
     return std::nullopt;
-  }
-  /// The number of a pool.  Throws Error ENOENT where there is none.
-  [[nodiscard]] virtual std::int64_t pool_id(const std::string& /*pool*/) {
-    return -1;
   }
   /// Makes a pool that has no snapshots yet one of self-managed snapshots, for
   /// ever; does nothing where it is one.  Blocks; throws Error: EINVAL where

@@ -69,13 +69,14 @@ Gateway::Use::~Use() {
   image_.reset();
 }
 
-std::shared_ptr<Image> Gateway::make_image(const ImageSpec& spec,
+std::shared_ptr<Image> Gateway::make_image(const ImageIdentity& identity,
+                                           const ImageSpec& spec,
                                            bool writable) {
   OpenOptions how;
-  how.format = config_.format;
-  how.writable = writable && spec.snapshot.empty() && spec.since.empty();
+  how.writable =
+      writable && identity.snap == snap_head && !identity.since.has_value();
   how.grow_to = config_.create ? 0 : config_.create_options.size;
-  auto format = open_format(cluster_, spec, how);
+  auto format = open_format(cluster_, identity, spec, how);
   ImageOptions options;
   options.writable = how.writable;
   options.lock = config_.lock;
@@ -83,6 +84,7 @@ std::shared_ptr<Image> Gateway::make_image(const ImageSpec& spec,
   options.lock_wait = config_.lock_wait;
   options.extents = config_.extents;
   options.discard_granularity = config_.discard_granularity;
+  options.identity = identity.text();
   options.workers = workers_;
   options.log = [](const std::string& line, bool trouble) {
     if (trouble)
@@ -113,56 +115,67 @@ void Gateway::warn_of_large_objects(Image& image) {
 }
 
 std::shared_ptr<Difference> Gateway::make_difference(
-    const ImageSpec& spec, std::shared_ptr<Image> image) {
-  ImageSpec old = spec;
-  old.snapshot = spec.since;
-  old.since.clear();
-  OpenOptions how;
-  how.format = config_.format;
-  return std::make_shared<Difference>(std::move(image),
-                                      open_format(cluster_, old, how));
+    const ImageIdentity& identity, const ImageSpec& spec,
+    std::shared_ptr<Image> image) {
+  ImageIdentity old = identity;
+  old.snap = *old.since;
+  old.since.reset();
+  ImageSpec old_spec = spec;
+  old_spec.snapshot = spec.since;
+  old_spec.since.clear();
+  return std::make_shared<Difference>(
+      std::move(image), open_format(cluster_, old, old_spec, {}));
+}
+
+/// The image of a slot, as a new client finds it.  The slot's mutex is held.
+std::shared_ptr<Image> Gateway::open_image(const Slot& slot,
+                                           const ImageSpec& spec,
+                                           bool writable) {
+  if (std::shared_ptr<Image> image = slot.image.lock()) {
+    // A new client sees the present size, and is told when the image has
+    // become unusable; but one that is lost only to those who have it open is
+    // opened anew.
+    try {
+      image->refresh();
+      if (const std::string& name = image->traits().name; name != spec.text())
+        nbdkit_debug("%s was opened as %s, and messages call it that",
+                     spec.text().c_str(), name.c_str());
+      return image;
+    } catch (const Error&) {
+      if (!image->lost()) throw;
+    }
+  }
+  try {
+    return make_image(slot.key, spec, writable);
+  } catch (const Error& e) {
+    // A key that may only read still gets something to read.
+    if (!writable || (e.code() != EPERM && e.code() != EACCES)) throw;
+    auto image = make_image(slot.key, spec, false);
+    nbdkit_error("%s is served read-only: %s", spec.text().c_str(), e.what());
+    return image;
+  }
 }
 
 Gateway::Use* Gateway::open(const ImageSpec& spec, bool writable) {
+  const ImageIdentity identity =
+      resolve_image(cluster_, spec, config_.format);
   std::shared_ptr<Slot> slot;
   {
     const std::scoped_lock lock(mutex_);
-    std::shared_ptr<Slot>& s = slots_[spec.text()];
+    std::shared_ptr<Slot>& s = slots_[identity];
     if (!s) {
       s = std::make_shared<Slot>();
-      s->key = spec.text();
+      s->key = identity;
     }
     slot = s;
   }
   try {
     const std::scoped_lock opening(slot->mutex);
-    std::shared_ptr<Image> image = slot->image.lock();
-    if (image) {
-      // A new client sees the present size, and is told when the image has
-      // become unusable; but one that is lost only to those who have it
-      // open is opened anew.
-      try {
-        image->refresh();
-      } catch (const Error&) {
-        if (!image->lost()) throw;
-        image.reset();
-      }
-    }
-    if (!image) {
-      try {
-        image = make_image(spec, writable);
-      } catch (const Error& e) {
-        // A key that may only read still gets something to read.
-        if (!writable || (e.code() != EPERM && e.code() != EACCES)) throw;
-        image = make_image(spec, false);
-        nbdkit_error("%s is served read-only: %s", spec.text().c_str(),
-                     e.what());
-      }
-    }
+    std::shared_ptr<Image> image = open_image(*slot, spec, writable);
     std::shared_ptr<Difference> difference;
-    if (!spec.since.empty()) {
+    if (identity.since) {
       if (slot->image.lock() == image) difference = slot->difference.lock();
-      if (!difference) difference = make_difference(spec, image);
+      if (!difference) difference = make_difference(identity, spec, image);
     }
     slot->image = image;
     slot->difference = difference;

@@ -32,8 +32,8 @@ class Gateway {
   Gateway(const Gateway&) = delete;
   Gateway& operator=(const Gateway&) = delete;
 
-  /// One client's use of an image.  All clients of an image share one Image;
-  /// it is closed with the last of them.
+  /// One client's use of an image.  All clients of an image share one Image,
+  /// whatever names they know it by; it is closed with the last of them.
   class Use {
    public:
     Use(std::shared_ptr<Slot> slot, std::shared_ptr<Image> image,
@@ -64,9 +64,9 @@ class Gateway {
     std::string description_;
   };
 
-  /// Opens an image, or joins those who use it.  Throws Error.  The Use
-  /// belongs to the gateway, because nbdkit does not close the handles of
-  /// clients that are connected when it ends (nbdkit: server/connections.c).
+  /// Opens what has the name now, or joins those who use it.  Throws Error.
+  /// The Use belongs to the gateway, because nbdkit does not close the handles
+  /// of clients that are connected when it ends (nbdkit: server/connections.c).
   [[nodiscard]] Use* open(const ImageSpec& spec, bool writable);
   void close(Use* use);
 
@@ -82,21 +82,26 @@ class Gateway {
   void create();
 
  private:
-  /// The place of one image.  Its mutex is held while the image is opened
-  /// and closed, which is I/O under a lock: only clients of that one image
-  /// wait for it, and nobody opens an image that is being closed.
+  /// The place of one image, snapshot or difference.  Its mutex is held while
+  /// that is opened and closed, which is I/O under a lock: only clients of the
+  /// same wait for it, and nobody opens an image that is being closed.
   struct Slot {
-    std::string key;
+    ImageIdentity key;
     std::mutex mutex;
     std::weak_ptr<Image> image;            // guarded by mutex
     std::weak_ptr<Difference> difference;  // guarded by mutex
   };
 
-  [[nodiscard]] std::shared_ptr<Image> make_image(const ImageSpec& spec,
+  // `spec` is how the client calls it.
+  [[nodiscard]] std::shared_ptr<Image> make_image(
+      const ImageIdentity& identity, const ImageSpec& spec, bool writable);
+  [[nodiscard]] std::shared_ptr<Image> open_image(const Slot& slot,
+                                                  const ImageSpec& spec,
                                                   bool writable);
   void warn_of_large_objects(Image& image);
   [[nodiscard]] std::shared_ptr<Difference> make_difference(
-      const ImageSpec& spec, std::shared_ptr<Image> image);
+      const ImageIdentity& identity, const ImageSpec& spec,
+      std::shared_ptr<Image> image);
   /// Forgets a place that nobody uses nor is about to use.
   void release(std::shared_ptr<Slot> slot) noexcept;
 
@@ -104,8 +109,9 @@ class Gateway {
   std::shared_ptr<Cluster> cluster_;
   std::shared_ptr<WorkerPool> workers_;
   std::mutex mutex_;
-  std::map<std::string, std::shared_ptr<Slot>> slots_;  // guarded by mutex_
-  std::map<Use*, std::unique_ptr<Use>> uses_;           // guarded by mutex_
+  // Guarded by mutex_.
+  std::map<ImageIdentity, std::shared_ptr<Slot>> slots_;
+  std::map<Use*, std::unique_ptr<Use>> uses_;
 };
 
 }  // namespace nbdrados

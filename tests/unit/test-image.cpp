@@ -1796,12 +1796,54 @@ class TestCluster final : public Cluster {
   std::map<std::string, MemoryStore> stores;
 };
 
+/// A pool, and another one that has its name by now.  The client hears of that
+/// when it asks.
+class TwoPools final : public Cluster {
+ public:
+  TwoPools() {
+    for (const int id : {1, 2}) {
+      MemoryObject header;
+      Format1Header h;
+      h.object_prefix = "rb." + std::to_string(id);
+      h.order = 16;
+      h.size = 1 << 20;
+      header.data.write(0, encode_format1(h));
+      stores[id].put("a.rbd", header);
+    }
+  }
+  std::shared_ptr<ObjectStore> open_pool(const std::string&,
+                                         const std::string&,
+                                         Purpose) override {
+    throw Error(ENOENT, "pools are to be opened by number");
+  }
+  std::shared_ptr<ObjectStore> open_pool(std::int64_t id, const std::string&,
+                                         Purpose) override {
+    newest = 2;
+    if (id == 1 && is_gone) return {std::shared_ptr<void>(), &gone};
+    return {std::shared_ptr<void>(), &stores[id]};
+  }
+  std::int64_t pool_id(const std::string&) override { return newest; }
+  std::uint64_t client_id() const override { return 4711; }
+  void blocklist(const std::string&, std::chrono::seconds) override {}
+  void wait_for_latest_osdmap() override {}
+  std::chrono::milliseconds timeout() const override { return 5s; }
+
+  std::int64_t newest = 1;
+  bool is_gone = false;
+  std::map<std::int64_t, MemoryStore> stores;
+  FaultStore gone{stores[1]};
+};
+
 class TestCatalog : public CppUnit::TestFixture {
   CPPUNIT_TEST_SUITE(TestCatalog);
   CPPUNIT_TEST(names);
   CPPUNIT_TEST(create_checks);
   CPPUNIT_TEST(format1);
   CPPUNIT_TEST(striper);
+  CPPUNIT_TEST(identities_are_distinct);
+  CPPUNIT_TEST(identity_of_format1);
+  CPPUNIT_TEST(replaced_striped_object);
+  CPPUNIT_TEST(identity_of_a_pool);
   CPPUNIT_TEST_SUITE_END();
 
  public:
@@ -1939,7 +1981,8 @@ class TestCatalog : public CppUnit::TestFixture {
     store.on_exec("lock", "lock",
                   [&](std::optional<MemoryObject>&, std::string_view,
                       std::string&) {
-                    if (lock_result == 0) ++locks;
+                    // Also where it is renewed.
+                    if (lock_result == 0) locks = 1;
                     return lock_result;
                   });
     store.on_exec("lock", "unlock",
@@ -1994,6 +2037,125 @@ class TestCatalog : public CppUnit::TestFixture {
         EPERM, error_of([&] { (void)open_format(cluster, spec, open); }));
     (void)open_format(cluster, spec, {.format = FormatChoice::striper});
     CPPUNIT_ASSERT_EQUAL(0, locks);
+  }
+
+  void identities_are_distinct() {
+    using enum FormatChoice;
+    const ImageIdentity all[] = {
+        {1, "", format2, "ab"},
+        {1, "", format2, "a", "b"},
+        {1, "a", format2, "b"},
+        {1, "", format1, "ab"},
+        {11, "", format2, "ab"},
+        {1, "", format2, "ab", "", 5},
+        {1, "", format2, "ab", "", 5, 4},
+        {1, "", format2, "ab", "", snap_head, 5},
+    };
+    for (const ImageIdentity& one : all)
+      for (const ImageIdentity& other : all) {
+        CPPUNIT_ASSERT_EQUAL(&one == &other, one == other);
+        CPPUNIT_ASSERT_EQUAL(&one == &other, one.text() == other.text());
+      }
+  }
+
+  void identity_of_format1() {
+    const auto cluster = std::make_shared<TestCluster>();
+    MemoryStore& store = cluster->stores[""];
+    const ImageSpec spec{"pool", "", "a", ""};
+    const auto resolve = [&](const ImageSpec& s) {
+      return resolve_image(cluster, s, FormatChoice::automatic);
+    };
+    Format1Header header{.object_prefix = "rb.1", .order = 16, .size = 1 << 20,
+                         .snap_seq = 4,
+                         .snapshots = {{4, 1 << 20, "new"}, {3, 5, "snap"}}};
+    put_header(store, header);
+    const ImageIdentity head = resolve(spec);
+    const ImageIdentity snap = resolve({"pool", "", "a", "snap"});
+    CPPUNIT_ASSERT(head.format == FormatChoice::format1);
+    CPPUNIT_ASSERT_EQUAL(snap_head, head.snap);
+    CPPUNIT_ASSERT_EQUAL(SnapId{3}, snap.snap);
+    CPPUNIT_ASSERT(resolve({"pool", "", "a", "new", "snap"}).since == 3);
+    CPPUNIT_ASSERT_EQUAL(ENOENT, error_of([&] {
+                           (void)resolve({"pool", "", "a", "new", "none"});
+                         }));
+
+    // The snapshot is renamed, and another one gets its name.
+    header.snap_seq = 5;
+    header.snapshots = {
+        {5, 1 << 20, "snap"}, {4, 1 << 20, "new"}, {3, 5, "old"}};
+    put_header(store, header);
+    CPPUNIT_ASSERT(resolve(spec) == head);
+    CPPUNIT_ASSERT(resolve({"pool", "", "a", "old"}) == snap);
+    CPPUNIT_ASSERT_EQUAL(SnapId{5},
+                         resolve({"pool", "", "a", "snap"}).snap);
+    // The old one can be opened all the same.
+    CPPUNIT_ASSERT_EQUAL(
+        std::uint64_t{5},
+        open_format(cluster, snap, {"pool", "", "a", "snap"}, {})->load().size);
+
+    // So is the image.
+    store.put("b.rbd", store.find("a.rbd"));
+    header.object_prefix = "rb.2";
+    put_header(store, header);
+    CPPUNIT_ASSERT(resolve(spec) != head);
+    CPPUNIT_ASSERT_EQUAL(ENOENT, error_of([&] {
+                           (void)open_format(cluster, head, spec, {});
+                         }));
+  }
+
+  // Only the lock, or another layout, tells that one is made in place of
+  // another.  Who has it open is out, and a new client opens it anew.
+  void replaced_striped_object() {
+    const auto cluster = std::make_shared<TestCluster>();
+    MemoryStore& store = cluster->stores[""];
+    int lock_result = 0;
+    store.on_exec("lock", "lock",
+                  [&](auto&, auto, auto&) { return lock_result; });
+    store.on_exec("lock", "unlock", [](auto&, auto, auto&) { return 0; });
+    const ImageSpec spec{"pool", "", "a", ""};
+    const auto create = [&](std::uint64_t object_size) {
+      store.put("a.0000000000000000", std::nullopt);
+      create_image(cluster, spec,
+                   {.format = FormatChoice::striper, .size = 128 * K,
+                    .object_size = object_size});
+    };
+    const auto refresh = [](Image& image) {
+      CPPUNIT_ASSERT_EQUAL(ESHUTDOWN, error_of([&] { image.refresh(); }));
+      CPPUNIT_ASSERT(image.lost());
+      char c = 0;
+      CPPUNIT_ASSERT_EQUAL(ESHUTDOWN, error_of([&] { image.read(&c, 1, 0); }));
+    };
+    create(64 * K);
+    {
+      Image image(open_format(cluster, spec, {}), {});
+      image.refresh();
+      create(64 * K);
+      lock_result = -ENOENT;
+      refresh(image);
+      lock_result = 0;
+    }
+    // Without a lock.
+    lock_result = -EPERM;
+    Image image(open_format(cluster, spec, {}), {});
+    create(64 * K);
+    image.refresh();
+    create(128 * K);
+    refresh(image);
+  }
+
+  void identity_of_a_pool() {
+    for (const bool is_gone : {false, true}) {
+      const auto cluster = std::make_shared<TwoPools>();
+      cluster->is_gone = is_gone;
+      cluster->gone.inject({.times = FaultStore::always, .error = ENXIO});
+      const ImageSpec spec{"pool", "", "a", ""};
+      const ImageIdentity identity =
+          resolve_image(cluster, spec, FormatChoice::automatic);
+      CPPUNIT_ASSERT_EQUAL(std::int64_t{2}, identity.pool);
+      CPPUNIT_ASSERT_EQUAL(
+          std::string("rb.2"),
+          open_format(cluster, identity, spec, {})->traits().object_prefix);
+    }
   }
 
  private:

@@ -381,10 +381,13 @@ ours_fails "not permitted|permission" rbd/mine size=20M id=ro \
 assert_eq "$before" "$(pool_state rbd)" "the pool"
 
 say "OSDs without the object class rbd"
-"$mini_ceph" kill-osd "$ceph_dir" 0
+rbd create --size 1M rbd/there
+for osd in 0 1 2; do "$mini_ceph" kill-osd "$ceph_dir" $osd; done
 echo "osd class dir = $tmp" >>"$ceph_conf"
-"$mini_ceph" start-osd "$ceph_dir" 0 2>"$tmp/start-osd.err" ||
-  die "start-osd: $(cat "$tmp/start-osd.err")"
+for osd in 0 1 2; do
+  "$mini_ceph" start-osd "$ceph_dir" $osd 2>"$tmp/start-osd.err" ||
+    die "start-osd: $(cat "$tmp/start-osd.err")"
+done
 ours_fails "object class rbd" rbd/classless size=1M
 expect_fail "object class rbd" "${nbdkit[@]}" -U - rados "conf=$ceph_conf" \
-  rbd/theirs --run true
+  rbd/there --run true

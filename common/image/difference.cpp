@@ -248,6 +248,7 @@ Difference::Ranges Difference::changed_ranges(const State& state,
   struct Object {
     const ObjectExtent* extent;
     SnapSet set = {};
+    int result = 0;
   };
   const std::vector<ObjectExtent> extents = layout.cut(offset, length);
   std::vector<Object> objects;
@@ -262,15 +263,17 @@ Difference::Ranges Difference::changed_ranges(const State& state,
         std::any_of(e.parts.begin(), e.parts.end(), lost))
       objects.push_back({.extent = &e});
   }
-  std::vector<std::unique_ptr<Pending>> pending;
-  pending.reserve(objects.size());
-  for (Object& o : objects)
-    pending.push_back(image_->data_.list_snaps(
-        image_->object_name(o.extent->object_no), &o.set));
-  for (std::size_t i = 0; i < objects.size(); ++i) {
-    const Object& o = objects[i];
+  for_objects(
+      objects.size(),
+      [&](std::size_t i) {
+        return image_->data_.list_snaps(
+            image_->object_name(objects[i].extent->object_no),
+            &objects[i].set);
+      },
+      [&](std::size_t i, int result) { objects[i].result = result; });
+  for (const Object& o : objects) {
     const ObjectExtent& e = *o.extent;
-    const int r = pending[i]->wait();
+    const int r = o.result;
     if (r < 0 && r != -ENOENT)
       image_->object_error(-r, "cannot list the snapshots of", e.object_no);
     ObjectDifference difference;

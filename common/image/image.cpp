@@ -500,6 +500,8 @@ bool Image::read_chunk(const View& view, char* buffer, std::uint64_t length,
   bool sure = can_be_sure(view);
   for (std::size_t i = 0; i < extents.size(); ++i) {
     const ObjectExtent& e = extents[i];
+    if (i >= objects_in_flight && pending[i - objects_in_flight])
+      (void)pending[i - objects_in_flight]->wait();
     if (known_absent(view, e.object_no)) {
       // Nothing to ask.
     } else if (absent(view, e.object_no)) {

@@ -183,15 +183,13 @@ bool Image::find_data(const View& view, const Existing& existing,
   };
 
   const auto stat = [&](std::vector<Object>& objects) {
-    std::vector<std::unique_ptr<Pending>> pending;
-    pending.reserve(objects.size());
-    for (Object& o : objects)
-      pending.push_back(data_.stat(object_name(o.extent->object_no), &o.size,
-                                   view.snap));
-    // From the last one, because when it has been answered, most of the others
-    // have been, too: so this thread is seldom woken for nothing.
-    for (std::size_t i = objects.size(); i-- != 0;)
-      objects[i].result = pending[i]->wait();
+    for_objects(
+        objects.size(),
+        [&](std::size_t i) {
+          return data_.stat(object_name(objects[i].extent->object_no),
+                            &objects[i].size, view.snap);
+        },
+        [&](std::size_t i, int result) { objects[i].result = result; });
   };
 
   std::vector<Object> objects;

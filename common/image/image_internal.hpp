@@ -7,7 +7,9 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <utility>
@@ -15,6 +17,7 @@
 
 #include "layout/layout.hpp"
 #include "rados/error.hpp"
+#include "rados/object_store.hpp"
 
 namespace nbdrados {
 
@@ -23,9 +26,30 @@ namespace nbdrados {
 /// (objecter_inflight_ops).
 inline constexpr std::uint64_t chunk_objects = 1024;
 
-/// Of those that a request changes, at most so many are in flight: the other
-/// images of the server must not wait for long.  More make it no faster.
-inline constexpr std::size_t changes_in_flight = 256;
+/// Of those at most so many are in flight: the other images of the server must
+/// not wait for long, and more make it no faster.  An OSD takes in only 256
+/// requests of clients at a time (osd_client_message_cap).  If all of these wait
+/// for objects to be copied into a cache pool (ceph: src/osd/PrimaryLogPG.cc,
+/// promote_object), and the OSD that has them is the same, no request ever ends.
+inline constexpr std::size_t objects_in_flight = 128;
+
+/// Starts operations, in order, and ends each, in order: start(i) for i in
+/// [0, count) returns a Pending, or null where there is nothing to wait for, and
+/// done(i, result) gets its result, or 0.  At most objects_in_flight at a time.
+template <class Start, class Done>
+void for_objects(std::size_t count, Start&& start, Done&& done) {
+  std::vector<std::unique_ptr<Pending>> pending(
+      std::min(count, objects_in_flight));
+  const auto settle = [&](std::size_t i) {
+    const std::unique_ptr<Pending> p = std::move(pending[i % pending.size()]);
+    done(i, p ? p->wait() : 0);
+  };
+  for (std::size_t i = 0; i < count; ++i) {
+    if (i >= pending.size()) settle(i - pending.size());
+    pending[i % pending.size()] = start(i);
+  }
+  for (std::size_t i = count - pending.size(); i < count; ++i) settle(i);
+}
 
 /// Consecutive bytes of the image that are in one object.
 inline std::uint64_t unit_size(const Layout& layout) {

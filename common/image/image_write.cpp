@@ -358,7 +358,7 @@ std::size_t Image::change_many(const View& view, std::size_t count,
     if (c.plan.guarded && c.result == -ENOENT) copies.push_back(i);
   };
   for (std::size_t i = 0; i < count; ++i) {
-    if (i >= changes_in_flight) settle(i - changes_in_flight);
+    if (i >= objects_in_flight) settle(i - objects_in_flight);
     if (changes[i].plan.skip) continue;
     if (changes[i].plan.copy_up) {
       copies.push_back(i);
@@ -719,25 +719,19 @@ void Image::zero_chunk(const View& view, std::uint64_t length,
 std::vector<std::uint64_t> Image::objects_to_clear(const View& view,
                                                    std::uint64_t first,
                                                    std::uint64_t count) {
-  struct Question {
-    std::uint64_t size = 0;
-    std::unique_ptr<Pending> pending = {};
-  };
-  std::vector<Question> questions(count);
+  std::vector<std::uint64_t> sizes(count);
   std::vector<std::uint64_t> numbers;
-  for (std::uint64_t i = 0; i < count + changes_in_flight; ++i) {
-    if (i >= changes_in_flight) {
-      // Where the answer is an error, the removal says what is wrong.
-      Question& q = questions[i - changes_in_flight];
-      if (!q.pending || q.pending->wait() != -ENOENT)
-        numbers.push_back(first + i - changes_in_flight);
-      q.pending.reset();
-    }
-    // What the parent backs must come into being.
-    if (i < count && !backed(view, first + i))
-      questions[i].pending = data_.stat(object_name(first + i),
-                                        &questions[i].size, snap_head);
-  }
+  for_objects(
+      count,
+      [&](std::size_t i) -> std::unique_ptr<Pending> {
+        // What the parent backs must come into being.
+        if (backed(view, first + i)) return nullptr;
+        return data_.stat(object_name(first + i), &sizes[i], snap_head);
+      },
+      [&](std::size_t i, int result) {
+        // Where the answer is an error, the removal says what is wrong.
+        if (result != -ENOENT) numbers.push_back(first + i);
+      });
   return numbers;
 }
 

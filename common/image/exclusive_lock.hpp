@@ -139,6 +139,9 @@ class ExclusiveLock {
   void release();
 
   [[nodiscard]] bool held() const noexcept { return held_; }
+  /// Held, or perhaps so after an operation without an answer: release, or
+  /// try_acquire, makes sure.
+  [[nodiscard]] bool may_be_held() const noexcept { return !cookie_.empty(); }
 
   /// Who this client is in notifications.  Thread-safe.
   [[nodiscard]] NotifyClient client_id(

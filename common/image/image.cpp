@@ -138,7 +138,9 @@ void Image::publish(View view) {
   view.hold_writes = holding_ && view.failure == 0;
   view.needs_lock = writable_ && view.lockable && !locked_;
   // While notifications may be missing, the lock may have been too.
-  view.map = locked_ && view.mappable && !view.hold_writes ? map_ : nullptr;
+  view.map = locked_ && view.mappable && !view.hold_writes && view.failure == 0
+                 ? map_
+                 : nullptr;
   view.known =
       (view.snap != snap_head || locked_) && !view.hold_writes && !late_writes_;
   // Who reads under a new promise must find the new view: first the end of
@@ -204,6 +206,14 @@ void Image::load_and_publish(bool end_hold) {
       view.failure = failure_for(e.code());
       view.reason = e.what();
       if (end_hold) holding_ = false;
+      // This client has been shut out, or has lost its lock.  Whoever did that
+      // may have the image for himself now, so it stays lost, even if the
+      // header can be read again.  A parent is only read.
+      if (e.code() == ESHUTDOWN && lost_ == 0 && !options_.lineage) {
+        lost_ = ESHUTDOWN;
+        lost_reason_ = traits_.name + ": " + e.what();
+        log(lost_reason_);
+      }
       publish(std::move(view));
       last_verdict_ = mine;
     }
@@ -298,16 +308,7 @@ void Image::refuse_writers(const Error& why) {
   hold_changed_.notify_all();
 }
 
-void Image::refresh() {
-  try {
-    load_and_publish();
-  } catch (const Error& e) {
-    // This client is shut out, or has lost its lock.
-    if (e.code() == ESHUTDOWN && !lost())
-      fail_for_good(ESHUTDOWN, traits_.name + ": " + e.what());
-    throw;
-  }
-}
+void Image::refresh() { load_and_publish(); }
 
 bool Image::lost() {
   const std::scoped_lock lock(state_mutex_);

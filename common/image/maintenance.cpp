@@ -37,6 +37,9 @@ Image::Maintenance::~Maintenance() {
     hand_over();
     lock_->finish_announcing(ExclusiveLock::notify_limit);
   }
+  // Once more, because whoever finds the lock without a watch shuts out all of
+  // this process, with its other images.
+  if (release_unanswered_) release_again();
   old_watches_.clear();
   watch_.reset();
 }
@@ -191,7 +194,9 @@ void Image::Maintenance::work() {
       const auto before = Clock::now();
       const auto deadline =
           before + std::min<std::chrono::milliseconds>(
-                       next_renewal_.value_or(check_interval), check_interval);
+                       next_renewal_.value_or(check_interval),
+                       release_unanswered_ ? LockTurns::interval
+                                           : check_interval);
       // What is waited for can change while this waits.
       while (!something() && Clock::now() < deadline)
         wake_.wait_until(lock,
@@ -228,7 +233,10 @@ void Image::Maintenance::work() {
         continue;
       }
       // There is no watch any more after a verdict, which writers get.
-      if (try_now && watch_) try_lock();
+      if (try_now && watch_)
+        try_lock();
+      else if (release_unanswered_)
+        release_again();
     } catch (const std::exception& e) {
       image_.log(image_.traits_.name + ": " + e.what());
       const std::scoped_lock lock(mutex_);
@@ -379,6 +387,7 @@ void Image::Maintenance::lock_at_open() {
 /// The lock has just been taken.
 void Image::Maintenance::locked() {
   owner_ = true;
+  release_unanswered_ = false;
   try {
     image_.publish_locked();
     const std::scoped_lock lock(mutex_);
@@ -417,6 +426,7 @@ void Image::Maintenance::try_lock() {
     const std::scoped_lock lock(mutex_);
     lock_wanted_ = true;
   } catch (const Error& e) {
+    release_unanswered_ = e.code() == ETIMEDOUT && lock_->may_be_held();
     if (e.code() == ESHUTDOWN)
       image_.fail_for_good(ESHUTDOWN, image_.traits_.name + ": " + e.what());
     else
@@ -446,7 +456,21 @@ void Image::Maintenance::hand_over() {
     // A lock that is not given back is that of a dead client, some time
     // after the watch has ended.
     image_.log(image_.traits_.name + ": " + e.what());
+    release_unanswered_ = e.code() == ETIMEDOUT;
   }
+}
+
+/// Of a lock that may be held after an operation without an answer.
+void Image::Maintenance::release_again() {
+  try {
+    lock_->release();
+    if (watch_) lock_->announce_released(watch_->cookie());
+  } catch (const Error& e) {
+    if (e.code() == ETIMEDOUT) return;
+    // That is an answer.
+    image_.log(image_.traits_.name + ": " + e.what());
+  }
+  release_unanswered_ = false;
 }
 
 /// The lock is somebody else's: nothing may be written any more.

@@ -86,6 +86,7 @@ class Image::Maintenance final : public WatchHandler {
   void try_lock();
   void locked();
   void hand_over();
+  void release_again();
   void lose_lock(const std::string& reason);
 
   Image& image_;
@@ -97,6 +98,10 @@ class Image::Maintenance final : public WatchHandler {
   /// one, or is given back: without the watch that the lock names, its owner
   /// counts as dead.
   std::vector<std::unique_ptr<Watch>> old_watches_;
+
+  /// As watch_: whether the lock has been given back, or taken, has had no
+  /// answer.  Others see an owner that is alive, and must not wait for ever.
+  bool release_unanswered_ = false;
 
   /// The lock is held, or about to be: others are answered by its owner.
   std::atomic<bool> owner_{false};

@@ -944,9 +944,11 @@ class TestMetadata : public CppUnit::TestFixture {
   CPPUNIT_TEST(broken_watch_holds_writes);
   CPPUNIT_TEST(deleted_image);
   CPPUNIT_TEST(blocklisted_client);
+  CPPUNIT_TEST(blocklisted_for_a_moment);
   CPPUNIT_TEST(blocklisted_client_that_wants_the_lock);
   CPPUNIT_TEST(another_image_of_this_client_wants_the_lock);
   CPPUNIT_TEST(lost_image_gives_the_lock_back);
+  CPPUNIT_TEST(release_without_an_answer);
   CPPUNIT_TEST(owner_of_the_lock_always_watches);
   CPPUNIT_TEST(other_clients_have_their_turns);
   CPPUNIT_TEST(noise_in_the_header);
@@ -1082,6 +1084,22 @@ class TestMetadata : public CppUnit::TestFixture {
     CPPUNIT_ASSERT_EQUAL(std::size_t{2}, b.log.size());
   }
 
+  // Shut out, and let in again before the watch shows it: somebody else has
+  // had the image in the meantime.
+  void blocklisted_for_a_moment() {
+    Bench b(Layout(4 * K, 4 * K, 1), 64 * K);
+    b.write("x", 0);
+    set_load_error(b, ESHUTDOWN);
+    CPPUNIT_ASSERT_EQUAL(0, b.store.notify("header", "", 10s));
+    set_load_error(b, 0);
+    b.store.clear_log();
+    CPPUNIT_ASSERT_EQUAL(ESHUTDOWN, error_of([&] { b.write("y", 0); }));
+    CPPUNIT_ASSERT_EQUAL(ESHUTDOWN, error_of([&] { b.image->refresh(); }));
+    CPPUNIT_ASSERT_EQUAL(ESHUTDOWN, error_of([&] { b.write("y", 0); }));
+    CPPUNIT_ASSERT_EQUAL(std::size_t{0}, b.store.count(Kind::write));
+    CPPUNIT_ASSERT(b.image->lost());
+  }
+
   void blocklisted_client_that_wants_the_lock() {
     Bench b(Layout(4 * K, 4 * K, 1), 64 * K);
     b.set_view({.size = 64 * K, .lockable = true});
@@ -1149,6 +1167,36 @@ class TestMetadata : public CppUnit::TestFixture {
     CPPUNIT_ASSERT(eventually([&] { return unlocked == 1; }));
     b.image.reset();
     CPPUNIT_ASSERT_EQUAL(1, unlocked.load());
+  }
+
+  // Whoever asked for the lock waits for it, and nobody here wants it.
+  void release_without_an_answer() {
+    Bench b(Layout(4 * K, 4 * K, 1), 64 * K);
+    std::atomic<int> unlocked = 0;
+    for (const char* method : {"lock", "set_cookie"})
+      b.memory.on_exec("lock", method, [](auto&, auto, auto&) { return 0; });
+    b.memory.on_exec("lock", "unlock", [&](auto&, auto, auto&) {
+      ++unlocked;
+      return 0;
+    });
+    b.set_view({.size = 64 * K, .lockable = true});
+    b.image->refresh();
+    b.write("x", 0);
+    b.store.inject({.kind = Kind::write, .oid = "header", .error = ETIMEDOUT});
+    CPPUNIT_ASSERT_EQUAL(
+        0, b.store.notify("header",
+                          encode_notify_request_lock({.gid = 99, .handle = 1}),
+                          10s));
+    CPPUNIT_ASSERT(eventually([&] { return unlocked == 1; }));
+    // Once is enough.
+    std::this_thread::sleep_for(1200ms);
+    CPPUNIT_ASSERT_EQUAL(1, unlocked.load());
+    b.write("y", 0);
+    // The last one to go tries once more: without its watch the lock is a dead
+    // client's.
+    b.store.inject({.kind = Kind::write, .oid = "header", .error = ETIMEDOUT});
+    b.image.reset();
+    CPPUNIT_ASSERT_EQUAL(2, unlocked.load());
   }
 
   void owner_of_the_lock_always_watches() {

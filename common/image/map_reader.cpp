@@ -53,12 +53,15 @@ bool MapReader::valid() {
   return is_valid(*asked, output);
 }
 
-bool MapReader::ask_versions(Kept& now) {
+bool MapReader::ask_versions(Kept& now, std::uint64_t& size) {
   const auto header = store_.version(header_oid_, &now.header);
   const auto map = store_.version(map_oid_, &now.map);
-  const bool is_there = exists(*map);
+  const auto length = store_.stat(map_oid_, &size, snap_head);
+  // Whatever becomes of one of them.
+  for (Pending* asked : {header.get(), map.get(), length.get()})
+    (void)asked->wait_for(limit_);
   check_header(*header);
-  return is_there;
+  return exists(*map) && exists(*length);
 }
 
 bool MapReader::unchanged(const Kept& last) {
@@ -90,10 +93,14 @@ std::shared_ptr<const ObjectStates> MapReader::read() {
   if (last.states && unchanged(last)) return last.states;
 
   // The versions from before: what changes meanwhile is only read once more.
+  // What a read may bring counts against what librados allows in flight
+  // (objecter_inflight_op_bytes, 100 MiB), beyond which it starts nothing, for
+  // no image: so no more is asked for than there is.  (0 would be all.)
   Kept now;
+  std::uint64_t size = 0;
   std::string bytes;
-  if (!ask_versions(now) || !valid() ||
-      !exists(*store_.read_all(map_oid_, longest_map, &bytes)))
+  if (!ask_versions(now, size) || size == 0 || size > longest_map ||
+      !valid() || !exists(*store_.read_all(map_oid_, size, &bytes)))
     return nullptr;
   // Valid before and after, so in between: making an invalid map valid takes a
   // pass over all objects.

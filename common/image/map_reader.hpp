@@ -55,8 +55,8 @@ class MapReader {
   [[nodiscard]] bool is_valid(Pending& asked, const std::string& output);
   [[nodiscard]] bool valid();
   [[nodiscard]] bool unchanged(const Kept& last);
-  /// False: there is no map.
-  [[nodiscard]] bool ask_versions(Kept& now);
+  /// And how long the map is, in bytes.  False: there is no map.
+  [[nodiscard]] bool ask_versions(Kept& now, std::uint64_t& size);
   void check_header(Pending& asked);
   [[nodiscard]] bool exists(Pending& asked);
 

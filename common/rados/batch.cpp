@@ -38,11 +38,14 @@ void Batch::add(Start start, Done done, std::size_t weight) {
       {std::move(start), std::move(done), weight, options_.patience});
 }
 
-/// Takes out what has a result or has been in flight for too long.
+/// Takes out what has a result, or has been in flight for too long while others
+/// wait for its place.
 bool Batch::land(std::vector<Flight>& flights, Clock::time_point now) {
   bool landed = false;
   for (std::size_t i = 0; i < flights.size();) {
-    if (!flights[i].pending->completed() && now < flights[i].until) {
+    const bool wanted = !waiting_.empty() || !late_.empty();
+    const auto until = wanted ? flights[i].until : options_.deadline;
+    if (!flights[i].pending->completed() && now < until) {
       ++i;
       continue;
     }

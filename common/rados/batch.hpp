@@ -5,8 +5,9 @@
 //
 // A bounded number is in flight.  When one OSD does not answer, its operations
 // would soon be all of these, and those for other OSDs would never be started.
-// So an operation without an answer keeps its place only for a while: then it
-// is cancelled, and started again, with more time, when all others have been.
+// So an operation without an answer keeps its place only for a while, if others
+// want it: then it is cancelled, and started again, with more time, when all
+// others have been.
 
 #ifndef NBDRADOS_RADOS_BATCH_HPP
 #define NBDRADOS_RADOS_BATCH_HPP

@@ -431,7 +431,7 @@ std::unique_ptr<Pending> FaultStore::xattrs(
 std::unique_ptr<Pending> FaultStore::read_all(const std::string& oid,
                                               std::uint64_t limit,
                                               std::string* out) {
-  return submit({.kind = Kind::read_all, .oid = oid},
+  return submit({.kind = Kind::read_all, .oid = oid, .length = limit},
                 [this, oid, limit, out](const Fault& fault) {
                   const std::uint64_t most =
                       fault.short_read

@@ -96,7 +96,7 @@ class FaultStore : public ObjectStore {
     Kind kind = Kind::read;
     std::string oid = {};
     std::uint64_t offset = 0;  // of read and map_extents
-    std::uint64_t length = 0;  // of read and map_extents
+    std::uint64_t length = 0;  // of these, and the limit of read_all
     SnapId snap = snap_head;   // of read, stat and map_extents
     SnapContext snapc = {};    // of write
     std::vector<WriteOp::Kind> steps = {};  // of write

@@ -161,8 +161,9 @@ class WriteOp {
 
 /// An operation in flight.  -ENOENT always means the object: when the pool
 /// is gone, the result is -ENXIO.  It completes exactly once.  Destroying it
-/// before that waits (but see start_notify): nothing that the operation points
-/// to is touched afterwards.
+/// before that waits (but see start_notify), for a write until it has happened
+/// and for all others no longer than cancelling them takes: nothing that the
+/// operation points to is touched afterwards.
 class Pending {
  public:
   virtual ~Pending() = default;

@@ -133,9 +133,15 @@ class RadosPending : public Pending {
 
  protected:
   /// To be called by each final class's destructor: librados must be done
-  /// with its members before they go.
-  void drain() noexcept {
-    if (!done_ && submit_result_ == 0) completion_.get()->wait_for_complete();
+  /// with its members before they go.  What only reads is cancelled where
+  /// nobody has waited for it (because another one has failed), lest an OSD
+  /// that does not answer makes this hang.  A write that has been cancelled
+  /// may still happen: it is waited for.
+  void drain(bool reads = true) noexcept {
+    if (!done_ && submit_result_ == 0) {
+      if (reads && !completion_.get()->is_complete()) cancel();
+      completion_.get()->wait_for_complete();
+    }
     done_ = true;
   }
   /// Turns the raw result into the caller's.
@@ -337,7 +343,7 @@ class WritePending final : public RadosPending {
   WritePending(RadosStore& store, bool copy)
       : RadosPending(store), buffers(copy) {}
   ~WritePending() override {
-    drain();
+    drain(false);
     buffers.wait_released();
   }
   WriteBuffers buffers;

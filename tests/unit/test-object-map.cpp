@@ -1378,6 +1378,8 @@ class MapReaderTest : public CppUnit::TestFixture {
   CPPUNIT_TEST(map_copied_over);
   CPPUNIT_TEST(header_copied_over);
   CPPUNIT_TEST(without_checksums);
+  CPPUNIT_TEST(asks_for_what_there_is);
+  CPPUNIT_TEST(no_answer);
   CPPUNIT_TEST_SUITE_END();
 
   static constexpr std::uint64_t objects = 3 * object_map_block + 5;
@@ -1521,6 +1523,31 @@ class MapReaderTest : public CppUnit::TestFixture {
     reads({5}, true);
     put({6}, version(oid));
     reads({6}, true);
+  }
+
+  // A read's limit is taken from what all images may have in flight.
+  void asks_for_what_there_is() {
+    const std::uint64_t size = memory_.find(oid)->data.bytes().size();
+    reads({}, true);
+    for (const FaultStore::Record& r : store_.log())
+      if (r.kind == Kind::read_all) CPPUNIT_ASSERT_EQUAL(size, r.length);
+  }
+
+  // Header and map are on an OSD that does not answer.
+  void no_answer() {
+    MapReader reader(store_, header_, oid, snap_head, 50ms);
+    for (const bool kept : {false, true}) {
+      if (kept) CPPUNIT_ASSERT(reader.read() != nullptr);
+      store_.inject({.times = FaultStore::always, .held = true});
+      try {
+        (void)reader.read();
+        CPPUNIT_FAIL("no exception");
+      } catch (const Error& e) {
+        CPPUNIT_ASSERT_EQUAL(ETIMEDOUT, e.code());
+      }
+      CPPUNIT_ASSERT_EQUAL(std::size_t{0}, store_.held());
+      store_.clear_faults();
+    }
   }
 };
 CPPUNIT_TEST_SUITE_REGISTRATION(MapReaderTest);

@@ -55,6 +55,8 @@ std::string unescaped(std::string_view part) {
     const char* const digits = part.data() + i + 1;
     if (part[i] == '%' && part.size() - i > 2 &&
         std::from_chars(digits, digits + 2, byte, 16).ptr == digits + 2) {
+      // librbd's names are strings that end there (ImageIdentity::text).
+      if (byte == 0) bad("'" + std::string(part) + "': %00 in a name");
       out += static_cast<char>(byte);
       i += 2;
     } else {

@@ -141,6 +141,7 @@ class TestListing : public CppUnit::TestFixture {
   CPPUNIT_TEST(stopped);
   CPPUNIT_TEST(the_only_image);
   CPPUNIT_TEST(batch_weights);
+  CPPUNIT_TEST(batch_is_patient);
   CPPUNIT_TEST_SUITE_END();
 
   std::shared_ptr<TestCluster> cluster_;
@@ -302,7 +303,7 @@ class TestListing : public CppUnit::TestFixture {
       CPPUNIT_ASSERT_EQUAL(std::string(plain), parse(plain).image);
     CPPUNIT_ASSERT_EQUAL(std::string("%@"), parse("%%40").image);
     CPPUNIT_ASSERT_EQUAL(std::string("%40"), parse("%2540").image);
-    CPPUNIT_ASSERT_EQUAL(std::string(1, '\0'), parse("%00").image);
+    CPPUNIT_ASSERT_EQUAL(EINVAL, error_of([&] { (void)parse("a%00"); }));
     // To a striped object nothing is an escape.
     CPPUNIT_ASSERT_EQUAL(
         std::string("a%40@b/c"),
@@ -497,6 +498,22 @@ class TestListing : public CppUnit::TestFixture {
     batch.run();
     CPPUNIT_ASSERT_EQUAL(21, results);
     CPPUNIT_ASSERT_EQUAL(std::size_t{2}, faults.most_in_flight());
+    CPPUNIT_ASSERT(faults.problems().empty());
+  }
+
+  // Nobody wants its place: it keeps that until the deadline.
+  void batch_is_patient() {
+    MemoryStore memory;
+    FaultStore faults(memory);
+    faults.inject({.times = FaultStore::always, .delay = 1200ms});
+    Batch batch({.deadline = Clock::now() + 2s, .patience = 10ms});
+    int result = 0;
+    std::uint64_t size = 0;
+    batch.add([&] { return faults.stat("a", &size, snap_head); },
+              [&](int r) { result = r; });
+    batch.run();
+    CPPUNIT_ASSERT_EQUAL(-ENOENT, result);
+    CPPUNIT_ASSERT_EQUAL(std::size_t{1}, faults.count(Kind::stat));
     CPPUNIT_ASSERT(faults.problems().empty());
   }
 };

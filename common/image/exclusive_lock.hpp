@@ -39,9 +39,10 @@
 //   - acquired_lock and released_lock of others.
 // Who holds the lock answers request_lock with encode_notify_response.
 //
-// One process has at most one usable Image of an image that may be written to,
-// and one that is lost has given its lock back or tried to, so a lock that this
-// client has without a watch is a leftover of this process.
+// One process has at most one usable Image of an image that may be written to.
+// One that is lost gives its lock back when its watch is found broken, or at the
+// latest when it is closed.  So a lock that this client has without a watch is a
+// leftover of this process.
 //
 // Thread-safety: one thread at a time, except for client_id.
 

@@ -324,3 +324,29 @@ for byte in 1 2; do
 done
 stop_nbdkit
 assert_same_bytes "$tmp/snap1" "$tmp/snap2" "the ids of the snapshots"
+
+say "a client comes before the OSD has heard of a pool's new name"
+for option in type=mon probability=1 max=2; do
+  ceph config set osd "ms_inject_delay_${option%=*}" "${option#*=}"
+done
+"$mini_ceph" kill-osd "$ceph_dir" 0
+"$mini_ceph" start-osd "$ceph_dir" 0
+pool_rename() { ceph osd pool rename "$1" "$2" 2>"$tmp/out"; }
+start_nbdkit -r rados "conf=$ceph_conf" pool=renamed connect-timeout=3
+for size in 2M 1M 2M 1M 2M 1M; do
+  pool_rename renamed away
+  pool_rename old renamed
+  "$nbd_expect" "$(uri vm)" within 20 , size $size
+  pool_rename away old
+done
+
+say "... and no monitor answers: no guess"
+mon=$(cat "$ceph_dir/mon.a.pid")
+kill -STOP "$mon"
+at_exit "kill -CONT $mon 2>/dev/null || :"
+"$nbd_expect" "$(uri vm)" connect fail
+kill -CONT "$mon"
+grep -q "cannot ask the monitors for pool 'renamed'" "$nbdkit_log" ||
+  die "no message"
+"$nbd_expect" "$(uri vm)" within 60 , size 1M
+stop_nbdkit

@@ -237,9 +237,6 @@ ImageIdentity resolve_image(const std::shared_ptr<Cluster>& cluster,
       if (e.code() != ENXIO || cluster->pool_id(spec.pool) == id) throw;
       continue;
     }
-    // This client may not have heard of what has happened to pools since it
-    // last asked an OSD.
-    if (cluster->pool_id(spec.pool) != id) continue;
     if (found) {
       found->pool = id;
       return *found;

@@ -87,8 +87,10 @@ class Cluster : public Blocklister,
       std::int64_t pool_id, const std::string& name_space,
       Purpose purpose) = 0;
 
-  /// The number of a pool, as far as this client knows: it hears of new pools
-  /// and names when it asks an OSD.  Throws Error ENOENT where there is none.
+  /// The number of a pool now: the monitors are asked, as this client's map
+  /// may be of a time when the name was another pool's.  Blocks; throws Error:
+  /// ENOENT where there is none, ETIMEDOUT where no monitor answers within
+  /// timeout().
   [[nodiscard]] virtual std::int64_t pool_id(const std::string& /*pool*/) {
     return -1;
   }

@@ -40,6 +40,7 @@
 #include "rados/cluster.hpp"
 #include "rados/error.hpp"
 #include "rados/keyring.hpp"
+#include "rados/pool_list.hpp"
 
 namespace nbdrados {
 
@@ -599,14 +600,7 @@ class RadosCluster final : public Cluster {
     if (rados_.conf_get(name.c_str(), value) < 0) return std::nullopt;
     return value;
   }
-  std::int64_t pool_id(const std::string& pool) override {
-    const std::int64_t id = rados_.pool_lookup(pool.c_str());
-    if (id == -ENOENT)
-      throw Error(ENOENT, "pool '" + pool + "' does not exist");
-    check(static_cast<int>(std::min<std::int64_t>(id, 0)),
-          "cannot look up pool '" + pool + "'");
-    return id;
-  }
+  std::int64_t pool_id(const std::string& pool) override;
   /// The pools that are cache tiers over a pool, as far as this client's map
   /// says it, open where `like` is, and their names.
   std::vector<std::pair<librados::IoCtx, std::string>> cache_pools(
@@ -1282,6 +1276,20 @@ void RadosCluster::connect_failed(int r, const ClusterConfig& config) {
 
 RadosCluster::~RadosCluster() { rados_.shutdown(); }
 
+// The map of a client follows when an OSD tells it of a newer one, which may
+// be after the answer to the first operation that the OSD has a newer map for;
+// librados itself asks the monitors only for names that its map lacks, and
+// without a time limit.
+std::int64_t RadosCluster::pool_id(const std::string& pool) {
+  librados::bufferlist none;
+  librados::bufferlist answer;
+  check(rados_.mon_command(list_pools_command, none, &answer, nullptr),
+        "cannot ask the monitors for pool '" + pool + "'");
+  const auto id = find_pool(answer.to_str(), pool);
+  if (!id) throw Error(ENOENT, "pool '" + pool + "' does not exist");
+  return *id;
+}
+
 std::shared_ptr<ObjectStore> RadosCluster::make_store(
     librados::IoCtx io, const std::string& name_space, Purpose purpose) {
   io.set_namespace(name_space);
@@ -1297,11 +1305,7 @@ std::shared_ptr<ObjectStore> RadosCluster::make_store(
 std::shared_ptr<ObjectStore> RadosCluster::open_pool(
     const std::string& pool, const std::string& name_space,
     Purpose purpose) {
-  librados::IoCtx io;
-  const int r = rados_.ioctx_create(pool.c_str(), io);
-  if (r == -ENOENT) throw Error(ENOENT, "pool '" + pool + "' does not exist");
-  check(r, "cannot open pool '" + pool + "'");
-  return make_store(std::move(io), name_space, purpose);
+  return open_pool(pool_id(pool), name_space, purpose);
 }
 
 std::shared_ptr<ObjectStore> RadosCluster::open_pool(

@@ -571,6 +571,9 @@ class Images:
                 if data != d.junk + d.wanted() + d.junk:
                     raise Failure(f"what was written to {d.name} did not "
                                   "arrive, or something else did")
+            # Killed, it could leave a watch, for whose answer the next server
+            # waits at each hand-over until the OSD gives it up.
+            server.stop()
         finally:
             server.kill()
 

@@ -402,8 +402,8 @@ class Image {
                    std::span<const WriteMerger::Part> parts);
   void zero_chunk(const View& view, std::uint64_t length,
                   std::uint64_t offset, Zero how);
-  std::uint64_t zero_objects(const View& view, std::uint64_t first,
-                             std::uint64_t count, bool ask);
+  void zero_objects(const View& view, std::uint64_t first,
+                    std::uint64_t count);
   [[nodiscard]] std::vector<std::uint64_t> objects_to_clear(
       const View& view, std::uint64_t first, std::uint64_t count);
   [[nodiscard]] bool backed(const View& view,

@@ -38,17 +38,29 @@ inline constexpr std::size_t objects_in_flight = 128;
 /// done(i, result) gets its result, or 0.  At most objects_in_flight at a time.
 template <class Start, class Done>
 void for_objects(std::size_t count, Start&& start, Done&& done) {
+  if (count == 1) {  // the common case needs no memory
+    const std::unique_ptr<Pending> p = start(0);
+    done(0, p ? p->wait() : 0);
+    return;
+  }
   std::vector<std::unique_ptr<Pending>> pending(
       std::min(count, objects_in_flight));
-  const auto settle = [&](std::size_t i) {
-    const std::unique_ptr<Pending> p = std::move(pending[i % pending.size()]);
-    done(i, p ? p->wait() : 0);
+  std::size_t ended = 0;
+  const auto end_some = [&](std::size_t n) {
+    // The last one first: the others have ended then, or nearly, and this
+    // thread does not wake up for each.
+    if (const auto& last = pending[(ended + n - 1) % pending.size()])
+      (void)last->wait();
+    for (const std::size_t end = ended + n; ended < end; ++ended) {
+      const auto p = std::move(pending[ended % pending.size()]);
+      done(ended, p ? p->wait() : 0);
+    }
   };
   for (std::size_t i = 0; i < count; ++i) {
-    if (i >= pending.size()) settle(i - pending.size());
+    if (i - ended == pending.size()) end_some((pending.size() + 1) / 2);
     pending[i % pending.size()] = start(i);
   }
-  for (std::size_t i = count - pending.size(); i < count; ++i) settle(i);
+  if (ended < count) end_some(count - ended);
 }
 
 /// Consecutive bytes of the image that are in one object.

@@ -571,6 +571,20 @@ nbd_get() {
 # nbd_put FILE EXPORT
 nbd_put() { nbdcopy -- "$1" "$(uri "$2")"; }
 
+# nbdkit_from VERSION: whether nbdkit is of this version or newer.
+nbdkit_from() {
+  local version
+  version=$(nbdkit --dump-config | sed -n 's/^version=//p')
+  printf '%s\n' "$1" "$version" | sort -C -V
+}
+
+# largest_extent: bytes of the longest extent that a client can be told of, and
+# so of the whole answer about a large hole.  nbdkit 1.48 cuts an extent at
+# 4 GiB - 64 KiB, 1.42 at 4 GiB - 1, which is the longest request.
+largest_extent() {
+  if nbdkit_from 1.48; then echo 4294901760; else echo 4294967295; fi
+}
+
 # start_rados ARGUMENT...: the plugin on the cluster that was started last.
 start_rados() { start_nbdkit rados "conf=$ceph_conf" "$@"; }
 

@@ -95,10 +95,11 @@ done
 
 # A hole of more than 4 GiB, in the largest request: nbdkit 1.32.5 would
 # abort on an extent that goes beyond it.
+hole=$(largest_extent):hole
 start_nbdkit --filter=radoscache --filter=log memory 20G \
   logfile="$tmp/log" cache-assume=exclusive
-"$nbd_expect" "$(uri)" extents 0 4294967295 4294967295:hole , \
-  extents 1G 64K 65536:hole , extents 5G 4294967295 4294967295:hole
+"$nbd_expect" "$(uri)" extents 0 4294967295 "$hole" , \
+  extents 1G 64K 65536:hole , extents 5G 4294967295 "$hole"
 assert_eq 2 "$(asked)" "questions about a hole"
 # The sectors of the largest requests are more than a request can have.
 "$nbd_expect" "$(uri)" status 10000000001 4294967295 ok , \

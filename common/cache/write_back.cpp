@@ -413,8 +413,7 @@ std::vector<std::uint64_t> WriteBack::numbers(std::uint64_t count,
 /// Makes `now` the `out`; there is none.  False: its data is lost.
 bool WriteBack::begin(Shard& s, std::uint64_t number, Chunk& chunk,
                       int& lost) {
-  const Tenure tenure = chunk.now->tenure;
-  if (tenure <= abandoned_.load() || !current_(tenure)) {
+  if (is_over(chunk.now->tenure)) {
     s.statistics.lost += length_of(chunk.now->parts);
     s.statistics.bytes -= chunk.now->charged;
     limit_.give(chunk.now->charged);
@@ -432,12 +431,13 @@ bool WriteBack::begin(Shard& s, std::uint64_t number, Chunk& chunk,
   return true;
 }
 
-/// Writes parts that nobody else writes.  The lock is held on entry and on
-/// return.
-void WriteBack::help(Shard& s, std::unique_lock<std::mutex>& lock,
+/// Writes parts that nobody else writes; false: that failed.  The lock is held
+/// on entry and on return.
+bool WriteBack::help(Shard& s, std::unique_lock<std::mutex>& lock,
                      std::uint64_t number, Out& out, const Write& write) {
   const std::uint64_t base = number * shape_.chunk;
   const Parts& parts = out.layer->parts;
+  bool good = true;
   while (out.next < parts.size()) {
     const std::size_t i = out.next++;
     ++out.running;
@@ -457,6 +457,7 @@ void WriteBack::help(Shard& s, std::unique_lock<std::mutex>& lock,
       out.written[i] = true;
       ++s.statistics.written;
     } else {
+      good = false;
       ++s.statistics.failed;
       if (out.error == 0) out.error = r;
       out.next = parts.size();
@@ -464,6 +465,7 @@ void WriteBack::help(Shard& s, std::unique_lock<std::mutex>& lock,
     if (out.next == parts.size() && out.running == 0)
       end(s, number, s.chunks.find(number)->second);
   }
+  return good;
 }
 
 /// All of `out` that will be written, is.
@@ -532,8 +534,11 @@ int WriteBack::write_chunk(std::uint64_t number, const Write& write) {
   std::unique_lock lock(s.mutex);
   int result = 0;
   // What is under way may have begun before the data came that the caller
-  // means; what follows it, has it.
-  for (int pass = 0; pass < 2; ++pass) {
+  // means; what follows it, has it.  And the write of another client can fail
+  // because that client goes (ESHUTDOWN of nbdkit's delay filter): then the
+  // caller tries himself.
+  constexpr int passes = 3;
+  for (int pass = 0; pass < passes; ++pass) {
     auto found = s.chunks.find(number);
     for (; found != s.chunks.end() && found->second.held != 0;
          found = s.chunks.find(number))
@@ -545,10 +550,12 @@ int WriteBack::write_chunk(std::uint64_t number, const Write& write) {
       if (!begin(s, number, found->second, result)) return result;
       out = found->second.out;
     }
-    help(s, lock, number, *out, write);
+    const Tenure tenure = out->layer->tenure;
+    const bool good = help(s, lock, number, *out, write);
     s.ended.wait(lock, [&] { return out->ended; });
     result = out->error;
-    if (begun) break;
+    const bool complete = begun || pass > 0;
+    if (complete && (result == 0 || !good || is_over(tenure))) break;
   }
   return result;
 }

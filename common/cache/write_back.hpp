@@ -226,9 +226,13 @@ class WriteBack {
            const char* data, std::uint32_t length, Tenure tenure);
   static void queue(Shard& s, Chunk& chunk, bool first) noexcept;
   void erase(Shard& s, std::uint64_t number) noexcept;
+  /// Data of this tenure must not be written any more.
+  [[nodiscard]] bool is_over(Tenure tenure) const {
+    return tenure <= abandoned_.load() || !current_(tenure);
+  }
   [[nodiscard]] bool begin(Shard& s, std::uint64_t number, Chunk& chunk,
                            int& lost);
-  void help(Shard& s, std::unique_lock<std::mutex>& lock,
+  bool help(Shard& s, std::unique_lock<std::mutex>& lock,
             std::uint64_t number, Out& out, const Write& write);
   void end(Shard& s, std::uint64_t number, Chunk& chunk) noexcept;
   int write_chunk(std::uint64_t number, const Write& write);

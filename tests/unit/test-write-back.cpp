@@ -145,6 +145,7 @@ class TestWriteBack : public CppUnit::TestFixture {
   CPPUNIT_TEST(what_is_under_way_is_waited_for);
   CPPUNIT_TEST(a_failure_keeps_the_data);
   CPPUNIT_TEST(a_failure_keeps_what_is_newer);
+  CPPUNIT_TEST(a_helper_fails_for_himself_alone);
   CPPUNIT_TEST(lost_with_its_tenure);
   CPPUNIT_TEST(failed_in_an_old_tenure);
   CPPUNIT_TEST(closed);
@@ -313,6 +314,34 @@ class TestWriteBack : public CppUnit::TestFixture {
         repeat({{30, 'a'}, {20, 'b'}, {40, 'a'}, {20000, 'c'}, {1, '.'}}),
         w.disk.data(0, 20091));
     CPPUNIT_ASSERT_EQUAL(std::uint64_t{0}, w.limit.used());
+  }
+
+  /// Who goes in the middle of a write that he makes for all is no reason to
+  /// fail the flush of another.
+  void a_helper_fails_for_himself_alone() {
+    World w;
+    w.must_put(0, 100, 'a');
+    w.must_put(200, 100, 'b');
+    std::atomic<bool> begun = false;
+    std::atomic<bool> failed = false;
+    std::thread leaver([&] {
+      while (!begun) std::this_thread::yield();
+      (void)w.kept.work(true, [&](const char*, std::uint32_t, std::uint64_t) {
+        failed = true;
+        return ESHUTDOWN;
+      });
+    });
+    const int r = w.kept.flush(
+        [&](const char* d, std::uint32_t n, std::uint64_t o) {
+          begun = true;
+          while (!failed) std::this_thread::yield();
+          return w.disk.write(d, n, o);
+        });
+    leaver.join();
+    CPPUNIT_ASSERT_EQUAL(0, r);
+    CPPUNIT_ASSERT(w.kept.empty());
+    CPPUNIT_ASSERT(w.disk.data(0, 100) == std::string(100, 'a'));
+    CPPUNIT_ASSERT(w.disk.data(200, 100) == std::string(100, 'b'));
   }
 
   void lost_with_its_tenure() {

@@ -172,8 +172,11 @@ one_round() {
   attempt "migration prepare" rbd migration prepare "$image" rbd/migrated
   attempt "rm" rbd rm --no-progress "$image"
   id=$(rbd info --format json "$image" | jq -r .id)
+  # rbd 20 refuses to put a member of a group into the trash.
+  rbd group image rm rbd/group "$image"
   attempt "trash mv" rbd trash mv "$image"
   if rbd trash ls | grep -q "^$id "; then rbd trash restore "$id"; fi
+  rbd group image add rbd/group "$image"
 }
 
 # prepare_to_fail: see there.

@@ -55,6 +55,8 @@ refused "no_such_option" "$c" pool=rbd image=one ceph.no_such_option=1
 refused "rados_osd_op_timeout" "$c" pool=rbd image=one \
   ceph.rados_osd_op_timeout=never
 refused "snap" "$c" pool=rbd image=one@snap snapshot=other
+# As from a script whose variable is unset: it must not be the image itself.
+refused "snapshot= must not be empty" "$c" pool=rbd image=one snapshot=
 refused "image" "$c" rbd/
 refused "pool" "$c" pool= image=one
 refused "a/b/c/d" "$c" rbd/a/b/c/d

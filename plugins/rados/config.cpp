@@ -157,6 +157,7 @@ void Config::set(const std::string& key, const std::string& value) {
     image = value;
   } else if (key == "snapshot") {
     snapshot = value;
+    if (snapshot.empty()) bad("snapshot= must not be empty");
   } else if (key == "since") {
     since = value;
     if (since.empty()) bad("since= must not be empty");

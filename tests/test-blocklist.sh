@@ -37,7 +37,7 @@ FENCE
   "$nbd_expect" "$(uri)" within 60 , write 0 1M 1 ok , read-is 0 1M 1 , \
     run "bash '$tmp/fence'" , until 60 write 0 4096 2 ESHUTDOWN , \
     write 1M 1M 2 ESHUTDOWN , zero 0 64K ESHUTDOWN , trim 0 64K ESHUTDOWN , \
-    read 0 4096 ESHUTDOWN , \
+    read 0 4096 ESHUTDOWN , until 60 flush ESHUTDOWN , flush ESHUTDOWN , \
     until 30 run "wc -l <'$nbdkit_log' >'$tmp/lines'; sleep 3
       wc -l <'$nbdkit_log' | cmp - '$tmp/lines'"
   grep -Eiq "blocklist" "$nbdkit_log" ||

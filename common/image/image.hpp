@@ -288,7 +288,8 @@ class Image {
 
   /// All writes that have returned are durable already.  On return the object
   /// map says no more of what exists than is true, except for what is being
-  /// written, and if it can be updated now.  Does not throw.
+  /// written, and if it can be updated now.  Throws Error where the image is
+  /// lost.
   void flush();
 
   enum class Zero {

@@ -659,6 +659,9 @@ void Image::write(const char* buffer, std::uint64_t length,
 
 void Image::flush() {
   const auto view = view_.read();
+  // Caches above may have had more to write, which went with the lock: a client
+  // that repeats a failed flush is not to be told that it is safe now.
+  if (view->failure != 0 && lost()) throw Error(view->failure, view->reason);
   if (!view->map) return;
   try {
     view->map->give_back();

@@ -66,15 +66,6 @@ std::string unescaped(std::string_view part) {
   return out;
 }
 
-/// `pool` is a name or a number.
-template <class Key>
-Pool stores_of(const std::shared_ptr<Cluster>& cluster, const Key& pool,
-               const std::string& name_space) {
-  using Purpose = Cluster::Purpose;
-  return {cluster, cluster->open_pool(pool, name_space, Purpose::metadata),
-          cluster->open_pool(pool, name_space, Purpose::data)};
-}
-
 /// What knows a format.
 struct Format {
   FormatChoice choice;
@@ -117,11 +108,14 @@ void check_object_size(std::uint64_t object_size) {
 
 Pool open_pool(const std::shared_ptr<Cluster>& cluster,
                const std::string& pool, const std::string& name_space) {
-  return stores_of(cluster, pool, name_space);
+  // Looked up once: both stores are of the same pool, whatever gets its name.
+  return open_pool(cluster, cluster->pool_id(pool), name_space);
 }
 Pool open_pool(const std::shared_ptr<Cluster>& cluster, std::int64_t pool,
                const std::string& name_space) {
-  return stores_of(cluster, pool, name_space);
+  using Purpose = Cluster::Purpose;
+  return {cluster, cluster->open_pool(pool, name_space, Purpose::metadata),
+          cluster->open_pool(pool, name_space, Purpose::data)};
 }
 
 std::optional<FormatChoice> parse_format(std::string_view text) {

@@ -622,7 +622,7 @@ class RadosCluster final : public Cluster {
   }
   void use_self_managed_snapshots(const std::string& pool) override {
     librados::IoCtx io;
-    check(rados_.ioctx_create(pool.c_str(), io),
+    check(rados_.ioctx_create2(pool_id(pool), io),
           "cannot open pool '" + pool + "'");
     std::uint64_t id = 0;
     const int r = io.selfmanaged_snap_create(&id);

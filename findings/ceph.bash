@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # shellcheck shell=bash
 #
-# For the scripts beside it, after packages.bash and `unpack` of ceph-mon,
-# ceph-mgr, ceph-osd, ceph-common and what they need: a Ceph of one monitor,
-# one manager and one OSD in memory, without authentication.
+# For the scripts beside it, after packages.bash: a Ceph of one monitor, one
+# manager and one OSD in memory, without authentication.
 
 daemons=()
 
-# start_ceph: `run ceph`, `run rados` then reach it.
+# start_ceph SUITE VERSION: of the packages of that version, unpacked here.  `run
+# ceph`, `run rados`, and python3-rados in `run python3`, then reach it.
 start_ceph ()
 {
   local port fsid=11111111-2222-3333-4444-555555555555 release i
+  unpack "$1" {ceph-{mon,mgr,osd,base,common},python3-rados}="$2"
   port=$((20000 + RANDOM % 10000))
   cat >>"$tmp/root/etc/ceph.conf" <<CONF
 [global]

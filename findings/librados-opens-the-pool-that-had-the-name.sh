@@ -21,10 +21,7 @@
 
 source "$(dirname "$0")/packages.bash"
 source "$(dirname "$0")/ceph.bash"
-ceph=18.2.7+ds-1+deb13u1
-unpack trixie ceph-mon=$ceph ceph-mgr=$ceph ceph-osd=$ceph ceph-base=$ceph \
-  ceph-common=$ceph python3-rados=$ceph
-start_ceph
+start_ceph trixie 18.2.7+ds-1+deb13u1
 make_pool disks other
 for pool in disks=first other=second; do
   printf %s "${pool#*=}" >"$tmp/root/tmp/says"

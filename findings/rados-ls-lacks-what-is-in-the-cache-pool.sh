@@ -19,10 +19,7 @@
 
 source "$(dirname "$0")/packages.bash"
 source "$(dirname "$0")/ceph.bash"
-ceph=18.2.7+ds-1+deb13u1
-unpack trixie ceph-mon=$ceph ceph-mgr=$ceph ceph-osd=$ceph ceph-base=$ceph \
-  ceph-common=$ceph
-start_ceph
+start_ceph trixie 18.2.7+ds-1+deb13u1
 make_pool base hot
 {
   run ceph osd tier add base hot

@@ -1150,10 +1150,8 @@ class TestMetadata : public CppUnit::TestFixture {
                          answer(watchers[0].cookie + 1));
   }
 
-  // Whoever opens a lost image anew, in this process too, finds no trace of it.
-  void lost_image_gives_the_lock_back() {
-    Bench b(Layout(4 * K, 4 * K, 1), 64 * K);
-    std::atomic<int> unlocked = 0;
+  /// Makes the image the owner of its lock; `unlocked` counts the releases.
+  static void hold_lock(Bench& b, std::atomic<int>& unlocked) {
     for (const char* method : {"lock", "set_cookie"})
       b.memory.on_exec("lock", method, [](auto&, auto, auto&) { return 0; });
     b.memory.on_exec("lock", "unlock", [&](auto&, auto, auto&) {
@@ -1163,6 +1161,13 @@ class TestMetadata : public CppUnit::TestFixture {
     b.set_view({.size = 64 * K, .lockable = true});
     b.image->refresh();
     b.write("x", 0);
+  }
+
+  // Whoever opens a lost image anew, in this process too, finds no trace of it.
+  void lost_image_gives_the_lock_back() {
+    Bench b(Layout(4 * K, 4 * K, 1), 64 * K);
+    std::atomic<int> unlocked = 0;
+    hold_lock(b, unlocked);
     set_load_error(b, ENOENT);
     b.store.lose_watches("header", ENOTCONN);
     CPPUNIT_ASSERT(eventually([&] { return b.image->lost(); }));
@@ -1175,15 +1180,7 @@ class TestMetadata : public CppUnit::TestFixture {
   void release_without_an_answer() {
     Bench b(Layout(4 * K, 4 * K, 1), 64 * K);
     std::atomic<int> unlocked = 0;
-    for (const char* method : {"lock", "set_cookie"})
-      b.memory.on_exec("lock", method, [](auto&, auto, auto&) { return 0; });
-    b.memory.on_exec("lock", "unlock", [&](auto&, auto, auto&) {
-      ++unlocked;
-      return 0;
-    });
-    b.set_view({.size = 64 * K, .lockable = true});
-    b.image->refresh();
-    b.write("x", 0);
+    hold_lock(b, unlocked);
     b.store.inject({.kind = Kind::write, .oid = "header", .error = ETIMEDOUT});
     CPPUNIT_ASSERT_EQUAL(
         0, b.store.notify("header",

@@ -83,12 +83,13 @@ requires_built() {
 at_exit() { cleanup_commands=("$*" "${cleanup_commands[@]}"); }
 
 # start_time PID: of a process that runs, in ticks since boot (proc(5): the
-# third field of stat is the state, the 22nd the time).  Fails if it has ended.
+# third field of stat is the state, the 20th the number of threads, the 22nd the
+# time).  Fails if it has ended, and not only its first thread.
 start_time() {
   local stat
   { stat=$(<"/proc/$1/stat"); } 2>/dev/null || return 1
   read -ra stat <<<"${stat##*) }"
-  case ${stat[0]} in Z | X) return 1 ;; esac
+  case ${stat[0]}${stat[17]} in Z[01] | X*) return 1 ;; esac
   printf '%s' "${stat[19]}"
 }
 

@@ -96,6 +96,20 @@ expect_fail 'not a size' "$mini_ceph" start "$tmp/three" --size many
 expect_fail 'unknown option' "$mini_ceph" start "$tmp/three" --many
 [ ! -e "$tmp/three" ] || die "a refused start made its folder"
 
+# A process is not gone with its first thread: the others may still hold the
+# lock that the next OSD needs.
+eval "$(sed -n '/^gone ()/,/^}/p' "$mini_ceph")"
+mkfifo "$tmp/thread"
+/usr/bin/python3 -c 'import ctypes, threading
+threading.Thread(target=lambda: open("'"$tmp/thread"'").read()).start()
+ctypes.CDLL(None).pthread_exit(None)' &
+pid=$!
+own $pid
+wait_until 10 eval '[[ $(ps -o stat= -p $pid) = Z* ]]'
+! gone $pid || die "gone, with a thread that runs"
+: >"$tmp/thread"
+wait_until 10 gone $pid
+
 # Only one of them is stopped, and a folder of somebody else is left alone.
 pids=$(daemons "$one")
 "$mini_ceph" stop "$one"

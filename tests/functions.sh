@@ -459,6 +459,8 @@ forget_dead_clients() {
   for osd in $(ceph osd ls); do
     ceph tell "osd.$osd" config set osd_client_watch_timeout "$1" >/dev/null
   done
+  # Ours tell the OSD what they go by.
+  ceph config set client osd_client_watch_timeout "$1"
 }
 
 # judge_object_map IMAGE[@SNAP] HARMLESS: rbd finds no fault in an object map but

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: BSD-3-Clause
 #
-# An owner of the lock that slept until its watch was dropped, and whose lock
-# nobody has taken: it watches again, the lock names the new watch, and others
-# count it as alive.
+# Servers that slept until their watches were dropped.  An owner of the lock,
+# which nobody has taken: it watches again, the lock names the new watch, and
+# others count it as alive.  A reader, whose image has been removed: an error,
+# and no zeros.  A writer, whose image has got a snapshot: nothing is written
+# into that.
 
 source "$(dirname "$0")/functions.sh"
 requires_program jq
@@ -21,6 +23,32 @@ named() {
   [ "$(rbd status --format json rbd/slept |
     jq -r '.watchers[0].cookie | "auto \(.)"')" = "$(cookie)" ]
 }
+
+# sleeper NAME BEFORE AFTER ARGUMENT...: a server whose client takes the steps
+# before and after its sleep.
+declare -A sleepers clients
+sleeper() {
+  local name=$1 before=$2 after=$3
+  shift 3
+  start_rados pool=rbd "image=$name" "$@"
+  sleepers[$name]=$nbdkit_pid
+  mkfifo "$tmp/go-$name"
+  # shellcheck disable=SC2086
+  "$nbd_expect" "$(uri)" within 100 , $before , \
+    run "echo >'$tmp/ready-$name'; read -r _ <'$tmp/go-$name'" , \
+    $after >"$tmp/client-$name.out" 2>&1 &
+  clients[$name]=$!
+  wait_until 20 test -e "$tmp/ready-$name"
+  kill -STOP "$nbdkit_pid"
+}
+error="read 4M 4096 EIO|ESHUTDOWN"
+# What is read of the first two was never there.
+rbd create --size 8M --object-size 1M --image-feature layering rbd/gone
+rbd create --size 8M --object-size 1M --image-feature layering rbd/snapped
+sleeper gone "read-is 4M 4096 0" "$error"
+sleeper striped "read-is 4M 4096 0" "$error" format=striper create=true \
+  size=8M object-size=1M
+sleeper snapped "write 0 4096 1 ok" "write 0 4096 2 ok"
 
 start_rados pool=rbd image=slept
 mkfifo "$tmp/go"
@@ -51,4 +79,20 @@ assert_eq "" "$(ceph osd blocklist ls 2>/dev/null)" "who was shut out"
 check_object_map rbd/slept
 start_rados -r pool=rbd image=slept
 "$nbd_expect" "$(uri)" read-is 0 4096 4 , read-is 1M 4096 3
+stop_nbdkit
+
+# The lock of the striped object runs out after a minute.
+wait_until 60 rbd rm --no-progress rbd/gone
+wait_until 90 rados -p rbd --striper rm striped
+rbd_snap rbd/snapped@s
+for name in "${!sleepers[@]}"; do
+  echo go >"$tmp/go-$name"
+  sleep 0.5
+  kill -CONT "${sleepers[$name]}"
+  wait "${clients[$name]}" || die "$name: $(cat "$tmp/client-$name.out")"
+  kill "${sleepers[$name]}"
+done
+start_rados -r pool=rbd
+"$nbd_expect" "$(uri snapped)" read-is 0 4096 2
+"$nbd_expect" "$(uri snapped@s)" read-is 0 4096 1
 stop_nbdkit

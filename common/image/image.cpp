@@ -83,7 +83,7 @@ Image::Image(std::unique_ptr<ImageFormat> format, ImageOptions options)
       view_(std::make_unique<View>()) {
   if (options_.lineage) {
     // The link of its child keeps it, and the child is watched.
-    guarded_ = true;
+    guarded_until_ = BootClock::time_point::max();
     load_and_publish();
     return;
   }
@@ -327,6 +327,13 @@ void Image::end_hold() {
   publish(last_);
 }
 
+void Image::guard_until(BootClock::time_point until) noexcept {
+  guarded_until_ = until;
+  // Who has just seen that it was not is waiting now.
+  { const std::scoped_lock lock(hold_mutex_); }
+  hold_changed_.notify_all();
+}
+
 void Image::fail_for_good(int code, const std::string& reason) {
   log(reason);
   const std::scoped_lock lock(state_mutex_);
@@ -362,11 +369,12 @@ void Image::distrust() {
 bool Image::doubtful(const View& view) const noexcept {
   // An absent object reads as zeros, but only as long as the image and the
   // snapshot exist: afterwards all objects are absent.  What is watched or
-  // locked is not removed unseen; the end of a snapshot is seen late,
-  // because its objects go before the notification comes.  A parent is kept
-  // by its child's link, but its own link to a parent can end unseen.
+  // locked is not removed unseen, as long as the OSD has heard of us; the end
+  // of a snapshot is seen late, because its objects go before the
+  // notification comes.  A parent is kept by its child's link, but its own
+  // link to a parent can end unseen.
   if (options_.lineage) return view.overlap != 0;
-  return view.snap != snap_head || view.hold_writes || !guarded_.load();
+  return view.snap != snap_head || view.hold_writes || !guarded();
 }
 
 void Image::confirm_image() {

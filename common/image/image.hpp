@@ -55,6 +55,7 @@
 #include <vector>
 
 #include "coherence/coherence.hpp"
+#include "image/boot_clock.hpp"
 #include "image/extents_mode.hpp"
 #include "image/known_extents.hpp"
 #include "image/lock_mode.hpp"
@@ -168,9 +169,13 @@ class ImageFormat {
   /// snapshot is gone, EIO where the header makes no sense.
   [[nodiscard]] virtual View load() = 0;
 
-  /// Whether a lock that this format holds keeps others from removing the
-  /// image.
-  [[nodiscard]] virtual bool holds_lock() const { return false; }
+  /// Until when a lock that this format holds keeps others from removing the
+  /// image; none: there is no such lock, and the header is watched.  Not to be
+  /// called beside keep_alive.
+  [[nodiscard]] virtual std::optional<BootClock::time_point> locked_until()
+      const {
+    return std::nullopt;
+  }
 
   /// Renews what expires, such as a lock, and returns after what time to
   /// call it again; none: never.  Throws Error(ESHUTDOWN) when it is lost.
@@ -386,8 +391,12 @@ class Image {
   /// Whether zeros for such an object need no confirmation: a parent's do,
   /// because it is the child who may be gone.
   [[nodiscard]] bool can_be_sure(const View& view) const noexcept {
-    return view.overlap == 0 && !options_.lineage;
+    return view.overlap == 0 && !options_.lineage && guarded();
   }
+  [[nodiscard]] bool guarded() const noexcept {
+    return BootClock::now() < guarded_until_.load();
+  }
+  void guard_until(BootClock::time_point until) noexcept;
   [[nodiscard]] bool keep_promise(const View& view);
   /// What is known of objects is not to be believed any more.
   void distrust();
@@ -503,10 +512,14 @@ class Image {
   std::mutex retry_mutex_;
   std::chrono::steady_clock::time_point next_retry_;  // guarded by retry_mutex_
 
-  /// The header is watched or locked, so it does not vanish unseen.
-  std::atomic<bool> guarded_{false};
+  /// Until then the header is watched or locked, so it does not vanish unseen:
+  /// max() of a parent, which the link of its child keeps, and min() where it
+  /// cannot be watched.
+  std::atomic<BootClock::time_point> guarded_until_{
+      BootClock::time_point::min()};
 
-  /// For writes that wait while hold_writes or needs_lock is set.
+  /// For writes that wait while hold_writes or needs_lock is set, or until the
+  /// image is guarded.
   std::mutex hold_mutex_;
   std::condition_variable hold_changed_;
   std::uint64_t publications_ = 0;  // guarded by hold_mutex_

@@ -175,7 +175,7 @@ bool Image::find_data(const View& view, const Existing& existing,
   const bool learning = view.known && findings.learning != nullptr;
   /// What the parent, if any, has instead.
   std::vector<const ObjectExtent*> gone;
-  bool sure = !options_.lineage;  // see can_be_sure
+  bool sure = !options_.lineage && guarded();  // see can_be_sure
   const auto found_absent = [&](const ObjectExtent& e) {
     gone.push_back(&e);
     sure = false;

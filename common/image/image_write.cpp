@@ -166,13 +166,17 @@ void Image::write_request(std::uint64_t length, std::uint64_t offset,
                           Request&& request) {
   if (!writable_)
     throw Error(EROFS, traits_.name + ": this export is read-only");
+  bool unsure = false;
   const auto attempt = [&] {
     try {
       const auto view = request_view();
       check_request(*view, length, offset);
       if (!view->unwritable.empty())
         throw Error(EROFS, traits_.name + ": " + view->unwritable);
-      if (!can_write_to(*view)) return false;
+      // While nobody is sure to be told of a snapshot, its data could be
+      // changed.
+      unsure = view->failure == 0 && !guarded();
+      if (unsure || !can_write_to(*view)) return false;
       request(*view);
       return true;
     } catch (const MapFailure& failure) {
@@ -197,9 +201,11 @@ void Image::write_request(std::uint64_t length, std::uint64_t offset,
                                "and lock=none was given");
       maintenance_->want_lock();
     }
+    if (unsure) maintenance_->doubt_watch();
     std::unique_lock lock(hold_mutex_);
     hold_changed_.wait(lock, [&] {
-      return publications != publications_ || refusals != refusals_;
+      return publications != publications_ || refusals != refusals_ ||
+             (unsure && guarded());
     });
     if (refusals != refusals_) throw *refusal_;
   }

@@ -18,7 +18,8 @@ Image::Maintenance::Maintenance(Image& image)
       lock_(image.writable_ ? image.format_->lock() : nullptr),
       turns_(image.options_.lock_wait) {
   if (!image_.traits_.header_oid.empty()) make_watch();
-  image_.guarded_ = watch_ != nullptr || image_.format_->holds_lock();
+  if (const auto until = image_.format_->locked_until())
+    image_.guard_until(*until);
 }
 
 void Image::Maintenance::start() {
@@ -122,6 +123,14 @@ void Image::Maintenance::doubt_lock() {
   wake_.notify_all();
 }
 
+void Image::Maintenance::doubt_watch() {
+  {
+    const std::scoped_lock lock(mutex_);
+    watch_doubtful_ = true;
+  }
+  wake_.notify_all();
+}
+
 void Image::Maintenance::notified(std::uint64_t notify_id,
                                   std::uint64_t cookie,
                                   std::string_view payload) noexcept {
@@ -148,9 +157,12 @@ void Image::Maintenance::watch_lost(int code) noexcept {
 }
 
 void Image::Maintenance::make_watch() {
+  const auto now = BootClock::now();
+  suspended_ = BootClock::suspended();
   try {
     watch_ = image_.format_->header_store().watch(image_.traits_.header_oid,
                                                   *this);
+    image_.guard_until(now + watch_->kept_for());
     note_cookies();
   } catch (const Error& e) {
     // A key without write capability cannot watch; who only reads can do
@@ -159,11 +171,23 @@ void Image::Maintenance::make_watch() {
     if (image_.writable_ ||
         (e.code() != EPERM && e.code() != EACCES && e.code() != EROFS))
       throw;
-    image_.guarded_ = false;
+    image_.guard_until(BootClock::time_point::min());
     image_.log(image_.traits_.name + ": changes will not be noticed: " +
                    e.what(),
                false);
   }
+}
+
+/// What is wrong with the watch, or 0.  As long as it is good, the image is
+/// known not to vanish unseen.
+int Image::Maintenance::check_watch() {
+  const auto now = BootClock::now();
+  const auto suspended = BootClock::suspended();
+  if (const int code = watch_->check(); code != 0) return code;
+  // The OSD has counted this time, and librados has not.
+  if (suspended > suspended_ + std::chrono::seconds(1)) return ETIMEDOUT;
+  image_.guard_until(now + watch_->kept_for());
+  return 0;
 }
 
 void Image::Maintenance::note_cookies() {
@@ -188,7 +212,7 @@ void Image::Maintenance::work() {
       const auto wants = [this] { return lock_wanted_ && !owner_; };
       const auto something = [&] {
         return stopping_ || !notifications_.empty() || lost_watch_ != 0 ||
-               release_asked_ || lock_doubtful_ ||
+               release_asked_ || lock_doubtful_ || watch_doubtful_ ||
                (wants() && Clock::now() >= turns_.next_try());
       };
       const auto before = Clock::now();
@@ -210,6 +234,8 @@ void Image::Maintenance::work() {
       code = lost_watch_;
       release = std::exchange(release_asked_, false);
       doubtful = std::exchange(lock_doubtful_, false);
+      // To be looked at each time.
+      watch_doubtful_ = false;
       if (wants() && Clock::now() >= turns_.next_try()) {
         try_now = true;
         turns_.trying(Clock::now());
@@ -246,7 +272,7 @@ void Image::Maintenance::work() {
 }
 
 void Image::Maintenance::serve(int code, const Notifications& notifications) {
-  if (code == 0 && watch_) code = watch_->check();
+  if (code == 0 && watch_) code = check_watch();
   if (code != 0) {
     restore_watch("the watch on the header is broken: " + error_text(code));
   } else if (!notifications.empty()) {
@@ -262,7 +288,9 @@ void Image::Maintenance::serve(int code, const Notifications& notifications) {
   }
   if (!notifications.empty()) image_.view_.synchronize();
   for (const auto& [id, cookie] : notifications) acknowledge(id, cookie, {});
-  if (next_renewal_ && next_renewal_->count() <= 0) renew();
+  // It may have run out in a time that this thread has not seen pass.
+  if (next_renewal_ && (next_renewal_->count() <= 0 || !image_.guarded()))
+    renew();
 }
 
 /// Makes the watch again and reads what may have been missed.
@@ -281,7 +309,7 @@ void Image::Maintenance::restore_watch(const std::string& why) {
   for (;;) {
     try {
       // In a second try the new one will do, if it works.
-      if (!watch_ || watch_->check() != 0) {
+      if (!watch_ || check_watch() != 0) {
         if (watch_) old_watches_.push_back(std::move(watch_));
         make_watch();
       }
@@ -298,7 +326,7 @@ void Image::Maintenance::restore_watch(const std::string& why) {
       forget_old();
       catch_up();
       // Of a watch that could not be made there is nothing to check.
-      if (!watch_ || watch_->check() == 0) {
+      if (!watch_ || check_watch() == 0) {
         image_.end_hold();
         image_.log(image_.traits_.name + ": the header is watched again",
                    false);
@@ -352,6 +380,8 @@ void Image::Maintenance::renew() {
   try {
     const std::scoped_lock lock(image_.format_mutex_);
     next_renewal_ = image_.format_->keep_alive();
+    if (const auto until = image_.format_->locked_until())
+      image_.guard_until(*until);
   } catch (const Error& e) {
     next_renewal_.reset();
     image_.fail_for_good(ESHUTDOWN, image_.traits_.name + ": " + e.what());

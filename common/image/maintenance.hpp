@@ -53,6 +53,9 @@ class Image::Maintenance final : public WatchHandler {
   /// Something speaks against that the lock is held: have a look.
   /// Thread-safe.
   void doubt_lock();
+  /// A writer cannot be sure of the watch: have a look.  Image::guard_until
+  /// answers it, or a View.  Thread-safe.
+  void doubt_watch();
 
   void notified(std::uint64_t notify_id, std::uint64_t cookie,
                 std::string_view payload) noexcept override;
@@ -62,14 +65,14 @@ class Image::Maintenance final : public WatchHandler {
   using Notifications = std::vector<std::pair<std::uint64_t, std::uint64_t>>;
   using Clock = LockTurns::Clock;
 
-  /// How often to look whether the watch is alive.  An OSD drops a watch
-  /// after 30 seconds (osd_client_watch_timeout), and who is cut off is not
-  /// told.
+  /// How often to look whether the watch is alive: who is cut off from the OSD
+  /// is not told when that drops it (Watch::kept_for).
   static constexpr std::chrono::seconds check_interval{5};
   /// With break_lock: until a dead owner's watch is dropped, and some more.
   static constexpr std::chrono::seconds dead_owner_limit{40};
 
   void make_watch();
+  [[nodiscard]] int check_watch();
   void note_cookies();
   void work();
   void serve(int code, const Notifications& notifications);
@@ -94,6 +97,8 @@ class Image::Maintenance final : public WatchHandler {
   /// Time left until the next renewal; used by the thread.
   std::optional<std::chrono::milliseconds> next_renewal_;
   std::unique_ptr<Watch> watch_;  // used by the thread, or before it starts
+  /// As watch_: BootClock::suspended() when it was made.
+  BootClock::duration suspended_{};
   /// As watch_.  Each stays until the lock is known to have the name of a newer
   /// one, or is given back: without the watch that the lock names, its owner
   /// counts as dead.
@@ -118,6 +123,7 @@ class Image::Maintenance final : public WatchHandler {
   bool release_asked_ = false;   // guarded by mutex_: by another client
   LockTurns::Client heir_;       // guarded by mutex_: which one
   bool lock_doubtful_ = false;   // guarded by mutex_: somebody says so
+  bool watch_doubtful_ = false;  // guarded by mutex_: a writer says so
   bool stopping_ = false;        // guarded by mutex_
   std::thread thread_;
 };

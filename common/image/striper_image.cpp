@@ -16,6 +16,7 @@
 #include <chrono>
 #include <random>
 
+#include "image/boot_clock.hpp"
 #include "image/formats.hpp"
 #include "image/striper_metadata.hpp"
 #include "rados/error.hpp"
@@ -25,7 +26,8 @@ namespace nbdrados {
 
 namespace {
 
-using Clock = std::chrono::steady_clock;
+// The OSD's time for the lock goes on while this machine is suspended.
+using Clock = BootClock;
 
 constexpr std::chrono::seconds lock_duration{60};
 constexpr std::chrono::seconds lock_renewal{15};
@@ -144,7 +146,10 @@ class Striper final : public ImageFormat {
     return view;
   }
 
-  bool holds_lock() const override { return locked_; }
+  std::optional<BootClock::time_point> locked_until() const override {
+    if (!locked_) return std::nullopt;
+    return deadline();
+  }
 
   std::optional<std::chrono::milliseconds> keep_alive() override {
     if (!locked_) return std::nullopt;

@@ -541,6 +541,10 @@ class FaultStore::FaultWatch : public Watch, private WatchHandler {
     }
     return base_watch_->check();
   }
+  std::chrono::milliseconds kept_for() override {
+    const std::scoped_lock lock(store_.mutex_);
+    return store_.watches_kept_for_;
+  }
 
  private:
   friend class FaultStore;
@@ -585,6 +589,11 @@ std::unique_ptr<Watch> FaultStore::watch(const std::string& oid,
   if (thrown) std::rethrow_exception(thrown);
   check(r, "cannot watch " + oid);
   return watch;
+}
+
+void FaultStore::keep_watches_for(std::chrono::milliseconds time) {
+  const std::scoped_lock lock(mutex_);
+  watches_kept_for_ = time;
 }
 
 void FaultStore::lose_watches(const std::string& oid, int code,

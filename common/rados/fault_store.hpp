@@ -136,6 +136,8 @@ class FaultStore : public ObjectStore {
   /// callbacks have ended when this returns.
   void lose_watches(const std::string& oid, int code,
                     std::size_t oldest = ~std::size_t{0});
+  /// From now on Watch::kept_for() gives `time`.
+  void keep_watches_for(std::chrono::milliseconds time);
 
   /// Operations submitted so far, in order; and their number by kind.
   [[nodiscard]] std::vector<Record> log();
@@ -219,6 +221,7 @@ class FaultStore : public ObjectStore {
   std::vector<Record> log_;
   std::vector<std::string> problems_;
   std::vector<FaultWatch*> watches_;
+  std::chrono::milliseconds watches_kept_for_{25000};
   std::size_t in_flight_ = 0;
   std::size_t most_in_flight_ = 0;
 };

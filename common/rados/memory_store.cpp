@@ -306,6 +306,9 @@ class MemoryStore::MemoryWatch : public Watch {
     const std::scoped_lock lock(store_.mutex_);
     return state_->lost;
   }
+  std::chrono::milliseconds kept_for() override {
+    return std::chrono::seconds(25);
+  }
   std::uint64_t cookie() const noexcept override { return state_->who.cookie; }
 
  private:

@@ -241,6 +241,10 @@ class Watch {
   virtual ~Watch() = default;
   /// 0 while the watch is good, else the positive errno that broke it.
   [[nodiscard]] virtual int check() = 0;
+  /// For how long from now on the OSD is sure to keep it, whatever happens to
+  /// this client; negative: it need not have it any more.  Does not know of
+  /// time in which the machine was suspended.
+  [[nodiscard]] virtual std::chrono::milliseconds kept_for() = 0;
   /// The number that names the watch among those of this client: given to
   /// WatchHandler::notified, listed by list_watchers, part of RBD's lock
   /// cookies.  Another one for each new watch.

@@ -561,6 +561,7 @@ class RadosWatch final : public Watch {
     if (r < 0) return -r;
     return r > stale ? ETIMEDOUT : 0;
   }
+  [[nodiscard]] std::chrono::milliseconds kept_for() override;
   std::uint64_t cookie() const noexcept override { return context_->handle; }
 
  private:
@@ -582,6 +583,8 @@ class RadosCluster final : public Cluster {
                                          Purpose purpose) override;
   std::uint64_t client_id() const override { return client_id_; }
   std::chrono::milliseconds timeout() const override { return timeout_; }
+  /// For how long an OSD keeps a watch of this client without a sign of life.
+  std::chrono::seconds watch_timeout() const { return watch_timeout_; }
 
   /// What the answer -ENOENT means: the Objecter gives it for a missing
   /// object and for a missing pool alike (ceph: src/osdc/Objecter.cc,
@@ -671,6 +674,7 @@ class RadosCluster final : public Cluster {
   librados::Rados rados_;
   std::uint64_t client_id_ = 0;
   std::chrono::milliseconds timeout_;
+  std::chrono::seconds watch_timeout_{30};
   bool wait_when_full_;
   bool operations_time_out_ = false;
   std::mutex mutex_;
@@ -720,6 +724,13 @@ class NotifyPending final : public Pending {
   std::shared_ptr<NotifyContext> context_ = std::make_shared<NotifyContext>();
   std::optional<int> result_;
 };
+
+std::chrono::milliseconds RadosWatch::kept_for() {
+  // Clocks need not go alike.
+  const std::chrono::milliseconds sure = cluster_->watch_timeout() * 5 / 6;
+  const int r = io_.watch_check(context_->handle);
+  return r < 0 ? -sure : sure - std::chrono::milliseconds(r);
+}
 
 RadosWatch::~RadosWatch() {
   context_->disarm();
@@ -854,8 +865,8 @@ class RadosStore final : public ObjectStore {
     auto context = std::make_shared<WatchContext>(io_, oid, handler);
     const std::string doing = "cannot watch object " + oid;
     context->registered.set_empty_callback();
-    check(io_.aio_watch(oid, context->registered.get(), &context->handle,
-                        context.get()),
+    check(io_.aio_watch2(oid, context->registered.get(), &context->handle,
+                         context.get(), cluster_->watch_timeout().count()),
           doing);
     const int r = wait_linger(
         context->registered,
@@ -1214,6 +1225,11 @@ RadosCluster::RadosCluster(const ClusterConfig& config)
   r = rados_.connect();
   if (r == 0) {
     client_id_ = rados_.get_instance_id();
+    // The monitors may have told it only now.
+    if (const long t = std::strtol(
+            option(rados_, "osd_client_watch_timeout").c_str(), nullptr, 10);
+        t > 0)
+      watch_timeout_ = std::chrono::seconds(t);
     return;
   }
   connect_failed(r, config);

@@ -53,6 +53,7 @@ class TestFormat final : public ImageFormat {
     std::atomic<int> loads{0};
     std::atomic<int> keep_alive_error{0};
     std::atomic<int> keep_alives{0};
+    std::atomic<bool> locked{true};
     std::optional<std::chrono::milliseconds> interval;
     std::shared_ptr<State> parent;  // of what it is a clone
   };
@@ -85,6 +86,11 @@ class TestFormat final : public ImageFormat {
     if (const int e = state_->keep_alive_error)
       throw Error(e, "the lock is lost");
     return state_->interval;
+  }
+  std::optional<BootClock::time_point> locked_until() const override {
+    if (!traits_.header_oid.empty()) return std::nullopt;
+    return state_->locked ? BootClock::time_point::max()
+                          : BootClock::time_point::min();
   }
   std::unique_ptr<ImageFormat> open_parent(const ParentSpec& spec) override {
     return std::make_unique<TestFormat>(
@@ -960,6 +966,8 @@ class TestMetadata : public CppUnit::TestFixture {
   CPPUNIT_TEST(writes_wait_while_the_header_is_read);
   CPPUNIT_TEST(failed_load_confirms_nothing);
   CPPUNIT_TEST(unguarded_image_is_asked_for);
+  CPPUNIT_TEST(old_watch_is_not_believed);
+  CPPUNIT_TEST(writes_wait_for_the_watch);
   CPPUNIT_TEST(stuck_request_does_not_stop_refresh);
   CPPUNIT_TEST(failure_ends_with_its_reason);
   CPPUNIT_TEST(failure_is_asked_for_now_and_then);
@@ -1640,6 +1648,42 @@ class TestMetadata : public CppUnit::TestFixture {
     CPPUNIT_ASSERT_EQUAL(std::size_t{0}, store.problems().size());
   }
 
+  // The OSD has not heard of the watch for longer than it keeps one.
+  void old_watch_is_not_believed() {
+    Bench b(Layout(4 * K, 4 * K, 1), 64 * K);
+    CPPUNIT_ASSERT_EQUAL(std::string(1, '\0'), b.read(1, 0));
+    const auto loads_of_a_read = [&](std::chrono::milliseconds kept_for) {
+      b.store.keep_watches_for(kept_for);
+      CPPUNIT_ASSERT_EQUAL(0, b.store.notify("header", "", 10s));
+      const int loads = b.state->loads;
+      CPPUNIT_ASSERT_EQUAL(std::string(1, '\0'), b.read(1, 0));
+      return b.state->loads - loads;
+    };
+    CPPUNIT_ASSERT_EQUAL(0, loads_of_a_read(15s));
+    CPPUNIT_ASSERT_EQUAL(1, loads_of_a_read(-5s));
+    CPPUNIT_ASSERT_EQUAL(0, loads_of_a_read(25s));
+    // What is there is believed, and what is not only if the image is.
+    b.write("x", 4 * K);
+    (void)loads_of_a_read(-5s);
+    set_load_error(b, ENOENT);
+    CPPUNIT_ASSERT_EQUAL(std::string("x"), b.read(1, 4 * K));
+    CPPUNIT_ASSERT_EQUAL(EIO, error_of([&] { (void)b.read(1, 0); }));
+  }
+
+  // Of a snapshot that was taken in the meantime nobody would know.
+  void writes_wait_for_the_watch() {
+    Bench b(Layout(4 * K, 4 * K, 1), 64 * K);
+    b.store.keep_watches_for(-5s);
+    CPPUNIT_ASSERT_EQUAL(0, b.store.notify("header", "", 10s));
+    auto writer = std::async(std::launch::async, [&] { b.write("x", 0); });
+    CPPUNIT_ASSERT(writer.wait_for(100ms) == std::future_status::timeout);
+    b.store.keep_watches_for(25s);
+    // Looked at when a writer asks, and every 5 seconds.
+    b.write("y", 4 * K);
+    CPPUNIT_ASSERT(writer.wait_for(1s) == std::future_status::ready);
+    CPPUNIT_ASSERT_EQUAL(std::string("x"), b.read(1, 0));
+  }
+
   void stuck_request_does_not_stop_refresh() {
     Bench b(Layout(4 * K, 4 * K, 1), 64 * K);
     b.store.inject({.kind = Kind::read, .oid = "data.0000", .held = true});
@@ -1735,6 +1779,18 @@ class TestMetadata : public CppUnit::TestFixture {
     CPPUNIT_ASSERT(eventually([&] { return state->keep_alives > 2; }));
     char c = 'x';
     image.write(&c, 1, 0);
+    // It may have run out: writes wait.
+    state->locked = false;
+    const int before = state->keep_alives;
+    CPPUNIT_ASSERT(eventually([&] { return state->keep_alives > before + 1; }));
+    auto writer = std::async(std::launch::async, [&] {
+      char d = 'y';
+      image.write(&d, 1, 0);
+    });
+    const bool waits = writer.wait_for(50ms) == std::future_status::timeout;
+    state->locked = true;
+    writer.get();
+    CPPUNIT_ASSERT(waits);
     state->keep_alive_error = ESHUTDOWN;
     CPPUNIT_ASSERT(eventually([&] {
       return error_of([&] { image.write(&c, 1, 0); }) == ESHUTDOWN;

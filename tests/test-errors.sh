@@ -213,20 +213,59 @@ start_ceph --cephx
 c=conf=$ceph_conf
 make_format1_image rbd one 4000000 16
 before=$(state)
+# no_key REGEX ARGUMENT...: in one line, librados's own included.
+no_key() {
+  refused "$1" "$c" pool=rbd image=one "${@:2}"
+  assert_eq 1 "$(wc -l <<<"$failure")" "lines of '$failure'"
+}
+# The same of a keyring and of a key file: bad_key REGEX KEY.
+bad_key() {
+  printf '[client.admin]\n\tkey = %s\n' "$2" >"$tmp/bad.keyring"
+  printf '%s\n' "$2" >"$tmp/bad.key"
+  no_key "keyring $tmp/bad.keyring is $1" keyring="$tmp/bad.keyring"
+  no_key "keyfile $tmp/bad.key is $1" keyfile="$tmp/bad.key"
+}
+right=$(ceph-authtool -p -n client.admin "$ceph_dir/keyring")
+aes256k=AgA/Iwtrsg2aEyAADdJeX4j2+2E1A8ren2drbb2pzVPDAD1bwyX5l9jIht8=
+bad_key damaged "not base64 at all!"
+for key in "$right" "$aes256k"; do
+  for length in 20 37; do bad_key damaged "${key:0:$length}"; done
+done
+# Of types that there are not.
+for type in AA Aw /w; do bad_key damaged "$type${right:2}"; done
+# librados from 20 on can read it, and then the cluster refuses it.
+bad_key "of the new type aes256k|wrong key.*" "$aes256k"
+: >"$tmp/empty"
+no_key "keyfile $tmp/empty is damaged" keyfile="$tmp/empty"
+no_key "keyring $tmp/empty has no key for client.admin" keyring="$tmp/empty"
 ceph-authtool --create-keyring "$tmp/wrong.keyring" --gen-key \
   -n client.admin >/dev/null
-refused "wrong.keyring|authent|permission|denied|not permitted|key" "$c" \
-  keyring="$tmp/wrong.keyring" pool=rbd image=one
-refused "nobody|authent|permission|denied|not permitted|key" "$c" id=nobody \
-  keyring="$tmp/wrong.keyring" pool=rbd image=one
+no_key "wrong key .in keyring $tmp/wrong.keyring" keyring="$tmp/wrong.keyring"
+no_key "keyring $tmp/wrong.keyring has no key for client.nobody" id=nobody \
+  keyring="$tmp/wrong.keyring"
+# What is no keyring, and one in which another user's key is damaged.
+printf 'no section' >"$tmp/garbage"
+no_key "keyring $tmp/garbage is damaged" keyring="$tmp/garbage"
+{
+  cat "$ceph_dir/keyring"
+  printf '[client.other]\n\tkey = %s\n' "${right:0:20}"
+} >"$tmp/garbage"
+no_key "keyring $tmp/garbage is damaged" keyring="$tmp/garbage"
+no_key "keyring $tmp cannot be read" keyring="$tmp"
+no_key "keyfile $tmp cannot be read" keyfile="$tmp"
 refused "/nonexistent/keyring" "$c" keyring=/nonexistent/keyring \
   pool=rbd image=one
-printf 'not base64 at all!' >"$tmp/bad.key"
-refused "key" "$c" keyfile="$tmp/bad.key" pool=rbd image=one
 refused "name" "$c" name=noprefix pool=rbd image=one
+# The key is right, and the monitor is not there.
+for monitor in 300.1.1.1 127.0.0.1,300.1.1.1 no.such.host.invalid \
+  "[v2:127.0.0.1" ,; do
+  no_key "mon-host=" mon-host="$monitor"
+  [[ $failure != *key* && $failure == *"mon-host=$monitor is neither"* ]] ||
+    die "mon-host=$monitor: $failure"
+done
 unchanged
 # The right key in a file, and by name.
-ceph-authtool -p -n client.admin "$ceph_dir/keyring" >"$tmp/right.key"
+printf '%s' "$right" >"$tmp/right.key"
 start_nbdkit rados "$c" id=admin keyfile="$tmp/right.key" pool=rbd image=one
 "$nbd_expect" "$(uri)" write 0 4096 5 ok , read-is 0 4096 5
 stop_nbdkit

@@ -27,13 +27,11 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
 #include <iterator>
 #include <list>
 #include <mutex>
 #include <optional>
 #include <set>
-#include <sstream>
 #include <thread>
 #include <unistd.h>
 
@@ -666,7 +664,7 @@ class RadosCluster final : public Cluster {
 
  private:
   [[noreturn]] void connect_failed(int r, const ClusterConfig& config);
-  [[nodiscard]] bool key_is_new(const ClusterConfig& config);
+  [[noreturn]] void key_failed(int r, const ClusterConfig& config);
   std::shared_ptr<ObjectStore> make_store(librados::IoCtx io,
                                           const std::string& name_space,
                                           Purpose purpose);
@@ -1223,71 +1221,68 @@ RadosCluster::RadosCluster(const ClusterConfig& config)
                 "no Ceph monitors known: no ceph.conf found and neither conf= "
                 "nor mon-host= given");
   r = rados_.connect();
-  if (r == 0) {
-    client_id_ = rados_.get_instance_id();
-    // The monitors may have told it only now.
-    if (const long t = std::strtol(
-            option(rados_, "osd_client_watch_timeout").c_str(), nullptr, 10);
-        t > 0)
-      watch_timeout_ = std::chrono::seconds(t);
-    return;
-  }
-  connect_failed(r, config);
-}
-
-/// Whether the key that librados has used is of a type that it may not know.
-bool RadosCluster::key_is_new(const ClusterConfig& config) {
-  const auto content = [](const std::string& path) {
-    std::ifstream file(path);
-    return std::string(std::istreambuf_iterator<char>(file), {});
-  };
-  std::string key;
-  if (config.keyfile) key = content(*config.keyfile);
-  std::istringstream paths(option(rados_, "keyring"));
-  for (std::string path; key.empty() && std::getline(paths, path, ',');)
-    key = find_key(content(path), config.entity);
-  const auto type = key_type(key);
-  return type && *type > key_type_aes;
+  if (r < 0) connect_failed(r, config);
+  client_id_ = rados_.get_instance_id();
+  // The monitors may have told it only now.
+  if (const long t = std::strtol(
+          option(rados_, "osd_client_watch_timeout").c_str(), nullptr, 10);
+      t > 0)
+    watch_timeout_ = std::chrono::seconds(t);
 }
 
 /// Says what is wrong; `r` is what connect returned.
 void RadosCluster::connect_failed(int r, const ClusterConfig& config) {
   const std::string monitors = option(rados_, "mon_host");
-  const std::string as = "cannot connect to Ceph as " + config.entity + ": ";
-  switch (r) {
-    case -ETIMEDOUT:
-      throw Error(ETIMEDOUT,
-                  "no Ceph monitor (mon_host=" + monitors +
-                      ") answered within connect-timeout=" +
-                      std::to_string(config.connect_timeout.count()) +
-                      " seconds");
-    case -EACCES:
-    case -EPERM:
-      throw Error(EACCES, "the cluster does not accept " + config.entity +
-                              ": wrong key or unknown user");
-    case -ENOENT:
-      if (monitors.empty())
-        throw Error(ENOENT,
-                    "no Ceph monitors known: ceph.conf has no mon_host");
-      throw Error(ENOENT,
-                  as + "no key for it in keyring " + option(rados_, "keyring"));
-    case -EIO:
-      if (!key_is_new(config)) break;
-      throw Error(EIO, as + "its key is of the new type aes256k, which this "
-                            "librados cannot read; it needs one that was made "
-                            "with --key-type aes");
-    case -EINVAL:
-      throw Error(EINVAL,
-                  as + (config.keyfile
-                            ? "keyfile=" + *config.keyfile + " holds no key"
-                            : "the key in keyring " +
-                                  option(rados_, "keyring") +
-                                  " or another option makes no sense"));
-    default:
+  if (r == -ETIMEDOUT)
+    throw Error(ETIMEDOUT, "no Ceph monitor (mon_host=" + monitors +
+                               ") answered within connect-timeout=" +
+                               std::to_string(config.connect_timeout.count()) +
+                               " seconds");
+  if (r == -ENOENT && monitors.empty())
+    throw Error(ENOENT, "no Ceph monitors known: ceph.conf has no mon_host");
+  key_failed(r, config);
+}
+
+/// The same, where the key may be to blame.
+void RadosCluster::key_failed(int r, const ClusterConfig& config) {
+  const std::string& entity = config.entity;
+  const KeyReport key = report_key({.key = option(rados_, "key"),
+                                    .keyfile = option(rados_, "keyfile"),
+                                    .keyring = option(rados_, "keyring")},
+                                   entity);
+  const bool refused = r == -EACCES || r == -EPERM;
+  const std::string as = "cannot connect to Ceph as " + entity + ": ";
+  switch (key.state) {
+    case KeyState::unreadable:
+      throw Error(-r, as + key.where + " cannot be read");
+    case KeyState::damaged:
+      throw Error(-r, as + "the key in " + key.where + " is damaged");
+    case KeyState::missing:
+      if (!refused) break;
+      throw Error(EACCES, as + key.where + " has no key for " + entity);
+    case KeyState::aes256k:
+      if (refused) break;
+      throw Error(-r, as + "the key in " + key.where +
+                          " is of the new type aes256k, which this librados "
+                          "cannot read; it needs one that was made with "
+                          "--key-type aes");
+    case KeyState::good:
       break;
   }
-  fail(-r, "cannot connect to Ceph (mon_host=" + monitors + ") as " +
-               config.entity);
+  if (refused)
+    throw Error(EACCES, "the cluster does not accept " + entity +
+                            ": wrong key (in " + key.where +
+                            ") or unknown user");
+  // All of a keyring must be right, also what is of other users.
+  if (r == -EIO) throw Error(EIO, as + key.where + " is damaged");
+  const std::string monitors = option(rados_, "mon_host");
+  // ceph: src/mon/MonMap.cc, build_initial.
+  if (r == -EINVAL)
+    throw Error(EINVAL, (config.mon_host ? "mon-host=" : "mon_host=") +
+                            monitors +
+                            " is neither addresses nor hosts that are found");
+  fail(-r,
+       "cannot connect to Ceph (mon_host=" + monitors + ") as " + entity);
 }
 
 RadosCluster::~RadosCluster() { rados_.shutdown(); }

@@ -28,6 +28,7 @@
 #include "nbdkit/guard.hpp"
 #include "nbdkit/throughput.hpp"
 #include "rados/error.hpp"
+#include "rados/quiet.hpp"
 
 #ifdef HAVE_CONFIG_H
 #include "config.h"
@@ -102,6 +103,7 @@ int get_ready() {
   if (child == 0) {
     // Who ends nbdkit does not want to wait for the cluster.
     (void)::prctl(PR_SET_PDEATHSIG, SIGKILL);
+    connect_quietly();
     const int r = guard("rados", [] {
       Gateway probe(*config);
       if (config->create) probe.create();

@@ -2,8 +2,10 @@
 
 #include <cppunit/extensions/HelperMacros.h>
 
-#include <cstdint>
-#include <optional>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <string>
 
 #include "rados/keyring.hpp"
@@ -21,24 +23,78 @@ const std::string aes256k =
 
 class KeyringTest : public CppUnit::TestFixture {
   CPPUNIT_TEST_SUITE(KeyringTest);
-  CPPUNIT_TEST(types);
-  CPPUNIT_TEST(no_keys);
+  CPPUNIT_TEST(states);
+  CPPUNIT_TEST(damaged_keys);
+  CPPUNIT_TEST(reports);
   CPPUNIT_TEST(keys_of_entities);
   CPPUNIT_TEST_SUITE_END();
 
  public:
-  void types() {
-    CPPUNIT_ASSERT(key_type(aes) == key_type_aes);
-    CPPUNIT_ASSERT(key_type(aes256k) == key_type_aes256k);
-    CPPUNIT_ASSERT(key_type(" \t" + aes256k + "\r\n") == key_type_aes256k);
-    CPPUNIT_ASSERT(key_type("AAAA") == std::uint16_t{0});
-    CPPUNIT_ASSERT(key_type("/w8A") == std::uint16_t{0x0fff});
-    CPPUNIT_ASSERT(key_type("AP8A") == std::uint16_t{0xff00});
+  void states() {
+    CPPUNIT_ASSERT(key_state(aes) == KeyState::good);
+    CPPUNIT_ASSERT(key_state(aes256k) == KeyState::aes256k);
+    CPPUNIT_ASSERT(key_state(" \t" + aes256k + "\r\n") == KeyState::aes256k);
+    // The type has two bytes.
+    for (const char* type : {"AA", "Aw", "/w", "AQE"})
+      CPPUNIT_ASSERT_MESSAGE(
+          type, key_state(type + aes.substr(std::strlen(type))) ==
+                    KeyState::damaged);
+    CPPUNIT_ASSERT(key_state("AgE" + aes256k.substr(3)) == KeyState::damaged);
+    // Each type has its length.
+    CPPUNIT_ASSERT(key_state("Ag" + aes.substr(2)) == KeyState::damaged);
+    CPPUNIT_ASSERT(key_state("AQ" + aes256k.substr(2)) == KeyState::damaged);
   }
 
-  void no_keys() {
-    for (const char* text : {"", " ", "AgA", "A*A=", "====", "\n\n\n\n"})
-      CPPUNIT_ASSERT_MESSAGE(text, !key_type(text));
+  void damaged_keys() {
+    for (const char* text : {"", " ", "AgA", "A*A=", "====", "\n\n\n\n",
+                             "AgAA", "not base64 at all!"})
+      CPPUNIT_ASSERT_MESSAGE(text, key_state(text) == KeyState::damaged);
+    for (const std::string& key : {aes, aes256k}) {
+      for (std::size_t n = 0; n < key.size(); ++n) {
+        CPPUNIT_ASSERT(key_state(key.substr(0, n)) == KeyState::damaged);
+        std::string other = key;
+        other[n] = '!';
+        CPPUNIT_ASSERT(key_state(other) == KeyState::damaged);
+      }
+      CPPUNIT_ASSERT(key_state(key + "AAAA") == KeyState::damaged);
+    }
+  }
+
+  // From the first of key, keyfile and keyring that is set; of keyrings the
+  // first that can be opened.
+  void reports() {
+    char folder[] = "/tmp/test-keyring-XXXXXX";
+    CPPUNIT_ASSERT(::mkdtemp(folder) != nullptr);
+    const std::string dir = folder;
+    const auto file = [&](const std::string& name, const std::string& text) {
+      std::ofstream(dir + "/" + name) << text;
+      return dir + "/" + name;
+    };
+    const std::string ring = file("ring", "[client.a]\nkey = " + aes256k);
+    const std::string other = file("other", "[client.b]\nkey = x");
+    const std::string bare = file("bare", aes + "\n");
+    const auto report = [](KeyOptions options) {
+      const KeyReport found = report_key(options, "client.a");
+      return std::to_string(static_cast<int>(found.state)) + " " + found.where;
+    };
+    const auto text = [](KeyState state, const std::string& where) {
+      return std::to_string(static_cast<int>(state)) + " " + where;
+    };
+        const auto is = [](const std::string& wanted, const std::string& got) {
+      CPPUNIT_ASSERT_EQUAL(wanted, got);
+    };
+    const std::string none = dir + "/none";
+    is(text(KeyState::aes256k, "keyring " + ring), report({"", "", ring}));
+    is(text(KeyState::missing, "keyring " + other),
+       report({"", "", none + ", " + other + ";" + ring}));
+    is(text(KeyState::good, "keyfile " + bare), report({"", bare, ring}));
+    is(text(KeyState::unreadable, "keyfile " + none), report({"", none, ring}));
+    is(text(KeyState::damaged, "keyfile " + ring), report({"", ring, ring}));
+    is(text(KeyState::good, "Ceph's option key"), report({aes, none, none}));
+    is(text(KeyState::unreadable, "keyring " + none + ","),
+       report({"", "", none + ","}));
+    is(text(KeyState::unreadable, "keyring " + dir), report({"", "", dir + "," + ring}));
+    std::filesystem::remove_all(dir);
   }
 
   void keys_of_entities() {

@@ -4,7 +4,7 @@
 # A client that Ceph has blocklisted: ESHUTDOWN for the NBD client, and a
 # message that says so; nothing is written.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_program jq
 requires_built "$nbd_expect"
 requires_plugin
@@ -42,6 +42,7 @@ FENCE
       wc -l <'$nbdkit_log' | cmp - '$tmp/lines'"
   grep -Eiq "blocklist" "$nbdkit_log" ||
     die "the log does not say that it is blocklisted"
+  ! grep -E '(rbd/[a-z]+):? \1[: ]' "$nbdkit_log" >&2 || die "doubled names"
   # With a line or two for each request, and not again and again.
   [ "$(wc -l <"$nbdkit_log")" -lt 200 ] ||
     die "the log has $(wc -l <"$nbdkit_log") lines"

@@ -4,7 +4,7 @@
 # Bad input gets one clear line: exit status 1, a message on stderr that names
 # the thing, before nbdkit goes into the background; and nothing is written.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_built "$nbd_expect"
 requires_plugin
 start_ceph
@@ -48,6 +48,13 @@ refused "extents&&some" "$c" pool=rbd image=one extents=some
 refused "create" "$c" pool=rbd image=new format=1 size=1M create=perhaps
 refused "full" "$c" pool=rbd image=one full=perhaps
 refused "connect-timeout" "$c" pool=rbd image=one connect-timeout=soon
+refused "lock-wait=-1 is not a number in the range 0 to 86400" "$c" \
+  pool=rbd image=one lock-wait=-1
+refused "pool=rbd: a pool is given already, in the target" "$c" rbd/one pool=rbd
+refused "'rbd/one': a pool is given already" "$c" pool=rbd target=rbd/one
+refused "image=two: an image is given already" "$c" rbd/one image=two
+refused "'rbd/one': an image is given already" "$c" image=two target=rbd/one
+refused "pool= is given twice" "$c" pool=rbd pool=rbd
 refused "connect-timeout" "$c" pool=rbd image=one connect-timeout=-1
 refused "discard-granularity" "$c" pool=rbd image=one discard-granularity=-1
 refused "discard-granularity" "$c" pool=rbd image=one discard-granularity=some
@@ -88,13 +95,23 @@ say "creating"
 new=("$c" pool=rbd image=new create=true)
 refused "size" "${new[@]}" format=1
 refused "size" "${new[@]}" format=1 size=nonsense
-refused "size" "${new[@]}" format=1 size=-1
+refused "size=-1 is not a size in the range 1 to 2\^63-1" "${new[@]}" \
+  format=1 size=-1
+refused "size=0 is not a size in the range 1 to 2\^63-1" "${new[@]}" size=0
 refused "size" "${new[@]}" format=1 size=9223372036854775808
 refused "size" "${new[@]}" format=1 size=8192P
 refused "object-size" "${new[@]}" format=1 size=1M object-size=3000
 refused "object-size" "${new[@]}" format=1 size=1M object-size=0
 refused "object-size" "${new[@]}" format=1 size=1M object-size=1T
 refused "object-size" "${new[@]}" format=striper size=1M object-size=8G
+refused "error: rados: object-size=5000 is not a multiple" "${new[@]}" \
+  format=striper size=1M object-size=5000
+refused "the default stripe unit 4194304 does not divide object-size=5242880" \
+  "${new[@]}" format=striper size=1M object-size=5M
+refused "stripe-unit=3145728 does not divide the default object size 4194304" \
+  "${new[@]}" format=striper size=1M stripe-unit=3M
+refused "stripe-unit=.* is not a multiple" "${new[@]}" \
+  format=striper size=1M stripe-unit=3G
 refused "stripe-unit|stripe unit" "${new[@]}" format=striper size=1M \
   object-size=192K stripe-unit=128K stripe-count=2
 refused "stripe-unit|stripe unit" "${new[@]}" format=striper size=1M \

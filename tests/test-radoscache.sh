@@ -5,7 +5,7 @@
 # names of exports, the sizes, the errors; and what is cached is not read
 # below again.  Needs no Ceph.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_program nbdkit
 requires nbdkit --filter=log --filter=error null --version
 requires nbdkit eval --version
@@ -214,8 +214,14 @@ refused "cache-assume=maybe: use immutable or exclusive" cache-assume=maybe
 refused "cache-mode=writearound: use" cache-mode=writearound
 refused "cache-dirty= is only for cache-mode=writeback" cache-dirty=1M
 refused "cache-dirty-age= is only for cache-mode=writeback" cache-dirty-age=1
-refused "cache-dirty-age=0: use 1 to 3600" cache-mode=writeback \
-  cache-dirty-age=0
+refused "radoscache: cache-dirty-age=0 is not a number in the range 1 to 3600" \
+  cache-mode=writeback cache-dirty-age=0
+for key in cache-size cache-block cache-readahead cache-dirty cache-file-size
+do
+  refused "radoscache: $key=some is not a size in the range [01] to 2.63-1" \
+    $key=some
+  assert_eq 1 "$(wc -l <<<"$failure")" "lines of '$failure'"
+done
 refused "what is for writes, 67108864, is less than four blocks" \
   cache-mode=writeback cache-dirty=64M
 refused "cache-file-size= needs cache-file=" cache-file-size=1M

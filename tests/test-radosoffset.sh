@@ -7,7 +7,7 @@
 # block status in sectors, exports at once, messages with numbers, block sizes.
 # Needs no Ceph.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_program nbdkit nbdinfo qemu-img
 requires nbdkit --filter=offset --filter=log --filter=fua null --version
 requires nbdkit eval --version
@@ -170,12 +170,17 @@ refused "offset=4096 plus range=1048576 is 1052672,.* only 1048576 bytes" \
 refused "range=1048577 is 1048577,.* only 1048576" memory 1M range=1048577
 expect_fail "offset=9223372036854775807 plus range=1 " "${nbdkit[@]}" -U - \
   --filter=radosoffset null offset=9223372036854775807 range=1 --run true
-expect_fail "nonsense" "${nbdkit[@]}" -U - --filter=radosoffset null \
-  offset=nonsense --run true
+for bad in offset=nonsense range=-1 range= offset=8E; do
+  expect_fail "radosoffset: $bad is not a size in the range 0 to 2\^63-1" \
+    "${nbdkit[@]}" -U - --filter=radosoffset null $bad --run true
+  assert_eq 1 "$(wc -l <<<"$failure")" "lines of '$failure'"
+done
 # Nothing left is an empty disk.
-start_nbdkit --filter=radosoffset memory 1M offset=1M
-"$nbd_expect" "$(uri)" size 0
-stop_nbdkit
+for empty in offset=1M range=0; do
+  start_nbdkit --filter=radosoffset memory 1M $empty
+  "$nbd_expect" "$(uri)" size 0
+  stop_nbdkit
+done
 
 # Block sizes below.
 blocks=(eval 'get_size=echo 65000' 'pread=head -c $3 /dev/zero'

@@ -312,15 +312,20 @@ void check_create(const ImageSpec& spec, const CreateOptions& options) {
               object_size, std::uint64_t{4} << 20));
       const std::uint64_t size =
           options.object_size.value_or(std::max(object_size, unit));
-      if (unit % striper_unit != 0 || unit > striper_max)
-        bad("stripe-unit=" + std::to_string(unit) +
-            " is not a multiple of 64K below 2G");
+      // What is given is to blame, not what is derived from it.
+      const auto check_unit = [](const char* key,
+                                 std::optional<std::uint64_t> given) {
+        if (given && (*given % striper_unit != 0 || *given > striper_max))
+          bad(key + std::to_string(*given) +
+              " is not a multiple of 64K below 2G");
+      };
+      check_unit("object-size=", options.object_size);
+      check_unit("stripe-unit=", options.stripe_unit);
       if (size % unit != 0)
-        bad("stripe-unit=" + std::to_string(unit) +
-            " does not divide object-size=" + std::to_string(size));
-      if (size % striper_unit != 0 || size > striper_max)
-        bad("object-size=" + std::to_string(size) +
-            " is not a multiple of 64K below 2G");
+        bad((options.stripe_unit ? "stripe-unit=" : "the default stripe unit ") +
+            std::to_string(unit) + " does not divide " +
+            (options.object_size ? "object-size=" : "the default object size ") +
+            std::to_string(size));
       if (options.stripe_count && *options.stripe_count > striper_max)
         bad("stripe-count=" + std::to_string(*options.stripe_count) +
             " is too large");

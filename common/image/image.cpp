@@ -211,7 +211,7 @@ void Image::load_and_publish(bool end_hold) {
       // header can be read again.  A parent is only read.
       if (e.code() == ESHUTDOWN && lost_ == 0 && !options_.lineage) {
         lost_ = ESHUTDOWN;
-        lost_reason_ = traits_.name + ": " + e.what();
+        lost_reason_ = about(traits_.name, e.what());
         log(lost_reason_);
       }
       publish(std::move(view));
@@ -269,7 +269,8 @@ void Image::publish_locked() {
       map = format_->open_map(traits_.layout.object_count(view.size));
     } catch (const Error& e) {
       if (e.code() != EINVAL && e.code() != EIO && e.code() != ENOENT) throw;
-      log(traits_.name + ": the object map cannot be used: " + e.what());
+      log(traits_.name + ": the object map cannot be used: " +
+          without_name(traits_.name, e.what()));
       format_->invalidate_map(snap_head);
       view.mappable = false;
     }

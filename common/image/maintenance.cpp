@@ -173,7 +173,7 @@ void Image::Maintenance::make_watch() {
       throw;
     image_.guard_until(BootClock::time_point::min());
     image_.log(image_.traits_.name + ": changes will not be noticed: " +
-                   e.what(),
+                   without_name(image_.traits_.name, e.what()),
                false);
   }
 }
@@ -264,7 +264,7 @@ void Image::Maintenance::work() {
       else if (release_unanswered_)
         release_again();
     } catch (const std::exception& e) {
-      image_.log(image_.traits_.name + ": " + e.what());
+      image_.log(about(image_.traits_.name, e.what()));
       const std::scoped_lock lock(mutex_);
       if (lost_watch_ == 0 && watch_) lost_watch_ = ETIMEDOUT;
     }
@@ -280,7 +280,7 @@ void Image::Maintenance::serve(int code, const Notifications& notifications) {
     try {
       image_.load_and_publish(true);
     } catch (const Error& e) {
-      image_.log(image_.traits_.name + ": " + e.what());
+      image_.log(about(image_.traits_.name, e.what()));
       // After a verdict requests fail, and see for themselves when that ends.
       // Otherwise writes must wait until the change has been seen.
       if (!is_verdict(e.code())) restore_watch("the header cannot be read");
@@ -356,7 +356,7 @@ void Image::Maintenance::restore_watch(const std::string& why) {
                   image_.traits_.name + ": the header cannot be watched: " +
                       error_text(e.code())));
       if (said != e.what())
-        image_.log(image_.traits_.name + ": " + (said = e.what()));
+        image_.log(about(image_.traits_.name, said = e.what()));
     }
     std::unique_lock lock(mutex_);
     if (wake_.wait_for(lock, std::chrono::seconds(1),
@@ -372,7 +372,7 @@ void Image::Maintenance::catch_up() {
   } catch (const Error& e) {
     if (!is_verdict(e.code()) || is_final(e.code())) throw;
     // The requests see when that ends, as in serve.
-    image_.log(image_.traits_.name + ": " + e.what());
+    image_.log(about(image_.traits_.name, e.what()));
   }
 }
 
@@ -384,7 +384,7 @@ void Image::Maintenance::renew() {
       image_.guard_until(*until);
   } catch (const Error& e) {
     next_renewal_.reset();
-    image_.fail_for_good(ESHUTDOWN, image_.traits_.name + ": " + e.what());
+    image_.fail_for_good(ESHUTDOWN, about(image_.traits_.name, e.what()));
   }
 }
 
@@ -458,7 +458,7 @@ void Image::Maintenance::try_lock() {
   } catch (const Error& e) {
     release_unanswered_ = e.code() == ETIMEDOUT && lock_->may_be_held();
     if (e.code() == ESHUTDOWN)
-      image_.fail_for_good(ESHUTDOWN, image_.traits_.name + ": " + e.what());
+      image_.fail_for_good(ESHUTDOWN, about(image_.traits_.name, e.what()));
     else
       image_.refuse_writers(e);
   }
@@ -475,7 +475,7 @@ void Image::Maintenance::hand_over() {
       if (map) map->close();
     } catch (const Error& e) {
       // The next owner breaks the lock of the map.
-      image_.log(image_.traits_.name + ": " + e.what());
+      image_.log(about(image_.traits_.name, e.what()));
     }
     lock_->release();
     owner_ = false;
@@ -485,7 +485,7 @@ void Image::Maintenance::hand_over() {
     owner_ = false;
     // A lock that is not given back is that of a dead client, some time
     // after the watch has ended.
-    image_.log(image_.traits_.name + ": " + e.what());
+    image_.log(about(image_.traits_.name, e.what()));
     release_unanswered_ = e.code() == ETIMEDOUT;
   }
 }
@@ -498,7 +498,7 @@ void Image::Maintenance::release_again() {
   } catch (const Error& e) {
     if (e.code() == ETIMEDOUT) return;
     // That is an answer.
-    image_.log(image_.traits_.name + ": " + e.what());
+    image_.log(about(image_.traits_.name, e.what()));
   }
   release_unanswered_ = false;
 }
@@ -506,7 +506,7 @@ void Image::Maintenance::release_again() {
 /// The lock is somebody else's: nothing may be written any more.
 void Image::Maintenance::lose_lock(const std::string& reason) {
   owner_ = false;
-  image_.fail_for_good(ESHUTDOWN, image_.traits_.name + ": " + reason);
+  image_.fail_for_good(ESHUTDOWN, about(image_.traits_.name, reason));
   (void)image_.publish_unlocked();
 }
 

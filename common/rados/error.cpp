@@ -61,6 +61,18 @@ int client_errno(int code) noexcept {
   return code == EDQUOT ? ENOSPC : code;
 }
 
+std::string without_name(std::string_view name, std::string_view text) {
+  if (text.starts_with(name) && text.substr(name.size()).starts_with(": "))
+    text.remove_prefix(name.size() + 2);
+  return std::string(text);
+}
+
+std::string about(std::string_view name, std::string_view text) {
+  if (text.starts_with(name) && text.substr(name.size()).starts_with(' '))
+    return std::string(text);
+  return std::string(name).append(": ").append(without_name(name, text));
+}
+
 int check(int r, std::string_view what) {
   if (r < 0) fail(-r, what);
   return r;

@@ -41,6 +41,14 @@ class Error : public std::runtime_error {
 /// positive.
 [[nodiscard]] int client_errno(int code) noexcept;
 
+/// What is said about `name`, which is named once: "`name`: `text`", or the
+/// text alone where it begins with the name.
+[[nodiscard]] std::string about(std::string_view name, std::string_view text);
+
+/// The text without "`name`: " at its beginning.
+[[nodiscard]] std::string without_name(std::string_view name,
+                                       std::string_view text);
+
 /// Throws Error for a negative librados return value `r`, with the message
 /// "`what`: error_text".  Returns `r` where it is not negative.
 int check(int r, std::string_view what);

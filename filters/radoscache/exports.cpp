@@ -110,7 +110,7 @@ void Exports::Export::give_up(std::uint64_t tenure) noexcept {
   if (bytes == 0) return;
   if (r != 0)
     nbdkit_error("radoscache: export \"%s\": what clients have written cannot "
-                 "be written below, and another client gets the lock: %s",
+                 "be written below before the image's lock ends: %s",
                  name_.c_str(), std::strerror(r));
   report_loss(bytes);
 }

@@ -48,6 +48,7 @@
 #include "exports.hpp"
 #include "extents.hpp"
 #include "nbdkit/gate.hpp"
+#include "nbdkit/parameters.hpp"
 #include "service.hpp"
 
 #ifdef HAVE_CONFIG_H
@@ -310,8 +311,8 @@ int choose(const char* key, const char* value, const char* choices) {
   return -1;
 }
 
-int set_config(nbdkit_next_config* next, nbdkit_backend* nxdata,
-               const char* key, const char* value) {
+int set_value(nbdkit_next_config* next, nbdkit_backend* nxdata,
+              const char* key, const char* value) {
   const std::string_view k(key);
   const std::string_view v(value);
   if (k == "cache-mode") {
@@ -337,11 +338,8 @@ int set_config(nbdkit_next_config* next, nbdkit_backend* nxdata,
     if (v != "distinct") return choose(key, value, "distinct");
     config.distinct = true;
   } else if (k == "cache-dirty-age") {
-    unsigned seconds;
-    if (nbdkit_parse_unsigned(key, value, &seconds) == -1) return -1;
-    if (seconds < 1 || seconds > largest_dirty_age)
-      return choose(key, value, "1 to 3600 seconds");
-    config.dirty_age = seconds;
+    config.dirty_age =
+        static_cast<unsigned>(parse_number(k, v, 1, largest_dirty_age));
   } else if (k == "cache-file") {
     char* const path = nbdkit_absolute_path(value);
     if (path == nullptr) return -1;
@@ -354,9 +352,7 @@ int set_config(nbdkit_next_config* next, nbdkit_backend* nxdata,
   } else if (k == "cache-size" || k == "cache-block" ||
              k == "cache-readahead" || k == "cache-dirty" ||
              k == "cache-file-size") {
-    const std::int64_t n = nbdkit_parse_size(value);
-    if (n == -1) return -1;
-    const auto size = static_cast<std::uint64_t>(n);
+    const std::uint64_t size = parse_size(k, v, k == "cache-file-size" ? 1 : 0);
     if (k == "cache-size") {
       config.size = size;
     } else if (k == "cache-readahead") {
@@ -364,7 +360,6 @@ int set_config(nbdkit_next_config* next, nbdkit_backend* nxdata,
     } else if (k == "cache-dirty") {
       config.dirty = size;
     } else if (k == "cache-file-size") {
-      if (size == 0) return choose(key, value, "more than 0");
       config.file_size = size;
     } else {
       if (size < smallest_block || size > largest_block ||
@@ -376,6 +371,16 @@ int set_config(nbdkit_next_config* next, nbdkit_backend* nxdata,
     return next(nxdata, key, value);
   }
   return 0;
+}
+
+int set_config(nbdkit_next_config* next, nbdkit_backend* nxdata,
+               const char* key, const char* value) {
+  try {
+    return set_value(next, nxdata, key, value);
+  } catch (const std::exception& e) {
+    nbdkit_error("radoscache: %s", e.what());
+    return -1;
+  }
 }
 
 /// Whether the parameters fit together; says what does not.

@@ -17,6 +17,7 @@
 #include <cinttypes>
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <limits>
 #include <new>
 #include <optional>
@@ -24,6 +25,7 @@
 #include <vector>
 
 #include "nbdkit/block_status.hpp"
+#include "nbdkit/parameters.hpp"
 
 #ifdef HAVE_CONFIG_H
 #include "config.h"
@@ -61,13 +63,17 @@ int set_config(nbdkit_next_config* next, nbdkit_backend* nxdata,
   const bool is_offset = std::strcmp(key, "offset") == 0;
   if (!is_offset && std::strcmp(key, "range") != 0)
     return next(nxdata, key, value);
-  const std::int64_t n = nbdkit_parse_size(value);
-  if (n == -1) return -1;
-  if (is_offset)
-    start = n;
-  else
-    length = n;
-  return 0;
+  try {
+    const auto n = static_cast<std::int64_t>(nbdrados::parse_size(key, value));
+    if (is_offset)
+      start = n;
+    else
+      length = n;
+    return 0;
+  } catch (const std::exception& e) {
+    nbdkit_error("radosoffset: %s", e.what());
+    return -1;
+  }
 }
 
 int config_complete(nbdkit_next_config_complete* next,

@@ -8,14 +8,12 @@
 #include <strings.h>
 #include <unistd.h>
 
-#include <cctype>
 #include <cerrno>
-#include <charconv>
 #include <chrono>
 #include <cstdlib>
-#include <limits>
 #include <memory>
 
+#include "nbdkit/parameters.hpp"
 #include "rados/error.hpp"
 #include "rbd/features.hpp"
 
@@ -60,48 +58,6 @@ namespace {
 
 [[noreturn]] void bad(const std::string& text) { throw Error(EINVAL, text); }
 
-// The functions of nbdkit that parse values print a line of their own, which
-// does not name the parameter.  These accept the same and name it.
-
-/// Decimal digits; none: not a number, or too large.
-std::optional<std::uint64_t> parse_digits(std::string_view text) {
-  std::uint64_t n = 0;
-  const char* const end = text.data() + text.size();
-  const auto [stop, error] = std::from_chars(text.data(), end, n);
-  if (error != std::errc() || stop != end) return std::nullopt;
-  return n;
-}
-
-std::uint64_t parse_size(const std::string& key, const std::string& value) {
-  constexpr std::uint64_t limit = (std::uint64_t{1} << 63) - 1;
-  // Powers of 1024, except for "b", bytes, and "s", sectors of 512 bytes.
-  constexpr std::string_view units = "bkmgtpe";
-  std::string_view digits = value;
-  std::uint64_t unit = 1;
-  if (!digits.empty()) {
-    const char last = static_cast<char>(
-        std::tolower(static_cast<unsigned char>(digits.back())));
-    if (const auto at = units.find(last); at != std::string_view::npos) {
-      unit = std::uint64_t{1} << (10 * at);
-      digits.remove_suffix(1);
-    } else if (last == 's') {
-      unit = 512;
-      digits.remove_suffix(1);
-    }
-  }
-  const auto n = parse_digits(digits);
-  if (!n || *n > limit / unit)
-    bad(key + "=" + value + " is not a size in the range 0 to 2^63-1");
-  return *n * unit;
-}
-
-unsigned parse_unsigned(const std::string& key, const std::string& value) {
-  const auto n = parse_digits(value);
-  if (!n || *n > std::numeric_limits<unsigned>::max())
-    bad(key + "=" + value + " is not a number in the range 0 to 2^32-1");
-  return static_cast<unsigned>(*n);
-}
-
 bool parse_bool(const std::string& key, const std::string& value) {
   for (const char* yes : {"1", "true", "t", "yes", "y", "on"})
     if (::strcasecmp(value.c_str(), yes) == 0) return true;
@@ -124,12 +80,11 @@ std::string absolute(const std::string& key, const std::string& path) {
 void Config::set_target(const std::string& value) {
   const auto slash = value.find('/');
   pool = value.substr(0, slash);
-  seen_.insert("pool");
   if (pool.empty()) bad("'" + value + "': the pool name is empty");
   if (slash == std::string::npos) return;
+  if (image) bad("'" + value + "': an image is given already");
   image = value.substr(slash + 1);
   if (image->empty()) bad("'" + value + "': the image name is empty");
-  seen_.insert("image");
 }
 
 void Config::set(const std::string& key, const std::string& value) {
@@ -145,10 +100,12 @@ void Config::set(const std::string& key, const std::string& value) {
   if (!seen_.insert(key).second) bad(key + "= is given twice");
 
   if (key == "target") {
-    if (seen_.contains("pool") || image)
-      bad("'" + value + "': pool= or image= is given as well");
+    if (seen_.contains("pool"))
+      bad("'" + value + "': a pool is given already");
     set_target(value);
   } else if (key == "pool") {
+    if (seen_.contains("target"))
+      bad("pool=" + value + ": a pool is given already, in the target");
     pool = value;
   } else if (key == "namespace") {
     name_space = value;
@@ -189,20 +146,18 @@ void Config::set(const std::string& key, const std::string& value) {
   } else if (key == "mon-host") {
     cluster.mon_host = value;
   } else if (key == "connect-timeout") {
-    const unsigned seconds = parse_unsigned(key, value);
-    if (seconds == 0 || seconds > 86400)
-      bad("connect-timeout=" + value + " is not in the range 1 to 86400");
-    cluster.connect_timeout = std::chrono::seconds(seconds);
+    cluster.connect_timeout =
+        std::chrono::seconds(parse_number(key, value, 1, 86400));
   } else if (key == "create") {
     create = parse_bool(key, value);
   } else if (key == "size") {
-    create_options.size = parse_size(key, value);
+    create_options.size = parse_size(key, value, 1);
   } else if (key == "object-size") {
-    create_options.object_size = parse_size(key, value);
+    create_options.object_size = parse_size(key, value, 1);
   } else if (key == "stripe-unit") {
-    create_options.stripe_unit = parse_size(key, value);
+    create_options.stripe_unit = parse_size(key, value, 1);
   } else if (key == "stripe-count") {
-    create_options.stripe_count = parse_unsigned(key, value);
+    create_options.stripe_count = parse_number(key, value, 1, 0xffffffff);
   } else if (key == "features") {
     try {
       create_options.features = parse_features(value);
@@ -223,10 +178,7 @@ void Config::set(const std::string& key, const std::string& value) {
   } else if (key == "break-lock") {
     break_lock = parse_bool(key, value);
   } else if (key == "lock-wait") {
-    const unsigned seconds = parse_unsigned(key, value);
-    if (seconds > 86400)
-      bad("lock-wait=" + value + " is not in the range 0 to 86400");
-    lock_wait = std::chrono::seconds(seconds);
+    lock_wait = std::chrono::seconds(parse_number(key, value, 0, 86400));
   } else if (key == "extents") {
     if (value == "exact")
       extents = ExtentsMode::exact;
@@ -237,8 +189,7 @@ void Config::set(const std::string& key, const std::string& value) {
     else
       bad("extents=" + value + " is not one of exact, object, off");
   } else if (key == "discard-granularity") {
-    discard_granularity = parse_size(key, value);
-    if (discard_granularity == 0) bad("discard-granularity= must not be 0");
+    discard_granularity = parse_size(key, value, 1);
   } else if (key == "full") {
     if (value != "error" && value != "wait")
       bad("full=" + value + " is neither error nor wait");

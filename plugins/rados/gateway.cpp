@@ -151,7 +151,8 @@ std::shared_ptr<Image> Gateway::open_image(const Slot& slot,
     // A key that may only read still gets something to read.
     if (!writable || (e.code() != EPERM && e.code() != EACCES)) throw;
     auto image = make_image(slot.key, spec, false);
-    nbdkit_error("%s is served read-only: %s", spec.text().c_str(), e.what());
+    nbdkit_error("%s is served read-only: %s", spec.text().c_str(),
+                 without_name(spec.text(), e.what()).c_str());
     return image;
   }
 }

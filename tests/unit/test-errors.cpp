@@ -6,8 +6,10 @@
 #include <chrono>
 #include <cstring>
 #include <set>
+#include <stdexcept>
 #include <string>
 
+#include "nbdkit/parameters.hpp"
 #include "rados/error.hpp"
 #include "rados/object_store.hpp"
 
@@ -45,6 +47,8 @@ class ErrorTest : public CppUnit::TestFixture {
   CPPUNIT_TEST(check_throws_errors);
   CPPUNIT_TEST(fail_throws);
   CPPUNIT_TEST(wait_check_waits_with_limit);
+  CPPUNIT_TEST(things_are_named_once);
+  CPPUNIT_TEST(parameters);
   CPPUNIT_TEST_SUITE_END();
 
  public:
@@ -126,6 +130,51 @@ class ErrorTest : public CppUnit::TestFixture {
       CPPUNIT_ASSERT_EQUAL("stat of x: " + error_text(ETIMEDOUT),
                            std::string(e.what()));
     }
+  }
+
+  void things_are_named_once() {
+    const auto is = [](const char* wanted, const std::string& got) {
+      CPPUNIT_ASSERT_EQUAL(std::string(wanted), got);
+    };
+    is("rbd/w: cannot", about("rbd/w", "cannot"));
+    is("rbd/w: cannot", about("rbd/w", "rbd/w: cannot"));
+    is("rbd/w is locked", about("rbd/w", "rbd/w is locked"));
+    // Another image.
+    is("rbd/w: rbd/w2: cannot", about("rbd/w", "rbd/w2: cannot"));
+    is("rbd/w: rbd/w", about("rbd/w", "rbd/w"));
+    is("cannot", without_name("rbd/w", "rbd/w: cannot"));
+    is("rbd/w is locked", without_name("rbd/w", "rbd/w is locked"));
+    is("cannot", without_name("rbd/w", "cannot"));
+  }
+
+  void parameters() {
+    const auto size = [](const char* value) { return parse_size("k", value); };
+    CPPUNIT_ASSERT_EQUAL(std::uint64_t{0}, size("0"));
+    CPPUNIT_ASSERT_EQUAL(std::uint64_t{5}, size("5b"));
+    CPPUNIT_ASSERT_EQUAL(std::uint64_t{1024}, size("2s"));
+    CPPUNIT_ASSERT_EQUAL(std::uint64_t{3} << 40, size("3T"));
+    CPPUNIT_ASSERT_EQUAL(largest_size, size("9223372036854775807"));
+    CPPUNIT_ASSERT_EQUAL(std::uint64_t{7} << 60, size("7e"));
+    const auto message = [](auto&& parse) {
+      try {
+        (void)parse();
+      } catch (const std::invalid_argument& e) {
+        return std::string(e.what());
+      }
+      return std::string("none");
+    };
+    for (const std::string value :
+         {"", "M", "-1", "+1", " 1", "1 ", "1.5G", "0x10", "1MB", "8E",
+          "9223372036854775808", "99999999999999999999"})
+      CPPUNIT_ASSERT_EQUAL(
+          "k=" + value + " is not a size in the range 1 to 2^63-1",
+          message([&] { return parse_size("k", value, 1); }));
+    for (const std::string value : {"", "0", "-1", "1K", "86401"})
+      CPPUNIT_ASSERT_EQUAL(
+          "k=" + value + " is not a number in the range 1 to 86400",
+          message([&] { return parse_number("k", value, 1, 86400); }));
+    CPPUNIT_ASSERT_EQUAL(std::uint64_t{86400},
+                         parse_number("k", "86400", 1, 86400));
   }
 };
 

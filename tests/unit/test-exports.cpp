@@ -302,8 +302,8 @@ class TestExports : public CppUnit::TestFixture {
     w.error = 0;
     CPPUNIT_ASSERT_EQUAL(
         std::string("radoscache: export \"a\": what clients have written "
-                    "cannot be written below, and another client gets the "
-                    "lock: No space left on device\n"
+                    "cannot be written below before the image's lock ends: "
+                    "No space left on device\n"
                     "radoscache: export \"a\": 4096 bytes that clients have "
                     "written are lost\n"),
         take_messages());

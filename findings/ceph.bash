@@ -83,7 +83,7 @@ stop_ceph ()
     while kill -0 "$pid" 2>/dev/null; do sleep 0.1; done
   done
   umount "$tmp"/root/proc "$tmp"/root/dev 2>/dev/null
-  rm -rf "$tmp"
+  rm -rf --one-file-system "$tmp"
 }
 
 # make_pool NAME...

@@ -19,8 +19,8 @@
 #   renamed, 5 seconds later: pool 1, says "first"
 #   opened again: pool 2, says "second"
 
-source "$(dirname "$0")/packages.bash"
-source "$(dirname "$0")/ceph.bash"
+source "$(dirname "$0")/packages.bash" || exit 1
+source "$(dirname "$0")/ceph.bash" || exit 1
 start_ceph trixie 18.2.7+ds-1+deb13u1
 make_pool disks other
 for pool in disks=first other=second; do

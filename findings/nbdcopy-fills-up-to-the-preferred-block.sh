@@ -16,7 +16,7 @@
 #   without a preference: 65536 bytes
 #   preferring 4 MiB: 67108864 bytes
 
-source "$(dirname "$0")/packages.bash"
+source "$(dirname "$0")/packages.bash" || exit 1
 unpack bookworm nbdkit=1.32.5-1 libnbd-bin=1.14.2-1
 
 truncate -s 64M "$tmp/root/tmp/source"

@@ -15,7 +15,7 @@
 #   read: 10101010..., block status: (65536, 3)
 #   after a flush: (65536, 0)
 
-source "$(dirname "$0")/packages.bash"
+source "$(dirname "$0")/packages.bash" || exit 1
 unpack bookworm nbdkit=1.32.5-1 python3-libnbd=1.14.2-1
 
 cat >"$tmp/root/tmp/client.py" <<'CLIENT'

@@ -15,7 +15,7 @@
 # Seen:
 #   bytes 16384 to 32767, asked from 0: data; asked from 16384: zeros
 
-source "$(dirname "$0")/packages.bash"
+source "$(dirname "$0")/packages.bash" || exit 1
 unpack bookworm nbdkit=1.32.5-1 python3-libnbd=1.14.2-1
 
 cat >"$tmp/root/tmp/client.py" <<'CLIENT'

@@ -9,8 +9,9 @@
 set -euo pipefail
 export LC_ALL=C
 
-tmp=$(mktemp -d "${TMPDIR:-/tmp}/finding.XXXXXX")
-trap 'umount "$tmp"/root/proc "$tmp"/root/dev 2>/dev/null; rm -rf "$tmp"' EXIT
+tmp=$(mktemp -d "${TMPDIR:-/tmp}/finding.XXXXXX") || exit 1
+# Not what is mounted in it, where umount fails: that is this machine's /dev.
+trap 'umount "$tmp"/root/proc "$tmp"/root/dev 2>/dev/null; rm -rf --one-file-system "$tmp"' EXIT
 
 # changed MESSAGE: the behaviour is not (or no more) what the script states.
 changed () { printf 'CHANGED: %s\n' "$*" >&2; exit 1; }

@@ -16,7 +16,7 @@
 #   qemu-img version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)
 #   source: 600 bytes of data, copy: 576 bytes of data
 
-source "$(dirname "$0")/packages.bash"
+source "$(dirname "$0")/packages.bash" || exit 1
 unpack bookworm nbdkit=1.32.5-1 \
   qemu-utils=1:7.2+dfsg-7+deb12u18+b3
 

@@ -21,8 +21,8 @@
 #   "six": version 4
 #   "one": version 1
 
-source "$(dirname "$0")/packages.bash"
-source "$(dirname "$0")/ceph.bash"
+source "$(dirname "$0")/packages.bash" || exit 1
+source "$(dirname "$0")/ceph.bash" || exit 1
 start_ceph trixie 18.2.7+ds-1+deb13u1
 make_pool pool
 

@@ -3,7 +3,7 @@
 #
 # What the shell tests share.  A test starts with
 #
-#     source "$(dirname "$0")/functions.sh"
+#     source "$(dirname "$0")/functions.sh" || exit 1
 #
 # and gets: `set -eu -o pipefail`, a temporary folder $tmp, and a clean-up at
 # exit that stops everything that was started here, by process id.
@@ -15,14 +15,15 @@ set -eu -o pipefail
 export LC_ALL=C
 
 test_name=$(basename "$0" .sh)
-tests_srcdir=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# `set -e` does not work in here, as the caller says what is to happen.
+tests_srcdir=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd) || exit 1
 
 # The build tree: from the environment, or the folder above the one that
 # automake runs the tests in, or the folder above this file.
 if [ -n "${abs_top_builddir-}" ]; then
   builddir=$abs_top_builddir
 elif [ -n "${top_builddir-}" ]; then
-  builddir=$(cd "$top_builddir" && pwd)
+  builddir=$(cd "$top_builddir" && pwd) || exit 1
 elif [ -x "$PWD/../config.status" ]; then
   builddir=$(cd .. && pwd)
 else
@@ -33,7 +34,7 @@ mini_ceph=$tests_srcdir/mini-ceph
 nbd_expect=$builddir/tests/nbd-expect
 random_ops=$builddir/tests/nbd-random-ops
 
-tmp=$(mktemp -d "${TMPDIR:-/tmp}/$test_name.XXXXXX")
+tmp=$(mktemp -d "${TMPDIR:-/tmp}/$test_name.XXXXXX") || exit 1
 cleanup_commands=()
 declare -A owned=()
 nbdkit_pids=()
@@ -87,7 +88,8 @@ at_exit() { cleanup_commands=("$*" "${cleanup_commands[@]}"); }
 # time).  Fails if it has ended, and not only its first thread.
 start_time() {
   local stat
-  { stat=$(<"/proc/$1/stat"); } 2>/dev/null || return 1
+  # One that ends just now can have a file without content.
+  { stat=$(<"/proc/$1/stat"); } 2>/dev/null && [ -n "$stat" ] || return 1
   read -ra stat <<<"${stat##*) }"
   case ${stat[0]}${stat[17]} in Z[01] | X*) return 1 ;; esac
   printf '%s' "${stat[19]}"

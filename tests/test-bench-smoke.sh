@@ -5,7 +5,7 @@
 # measures every workload with every server, and its report has all rows, with
 # numbers in them.  The numbers themselves mean nothing here.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 
 requires_program python3 qemu-nbd nbdkit nbdcopy nbdinfo rbd ceph-osd
 

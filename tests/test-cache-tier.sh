@@ -5,7 +5,7 @@
 # are in no listing of the pool, and are data all the same.  Every kind of
 # image, each tier mode.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_program nbdcopy nbdinfo qemu-img jq
 requires_built "$nbd_expect"
 requires_plugin

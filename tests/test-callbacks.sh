@@ -5,7 +5,7 @@
 # advertised, what each request does to the image, and what wrong requests
 # are answered with.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_program nbdinfo jq
 requires_built "$nbd_expect"
 requires_plugin

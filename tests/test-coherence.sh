@@ -6,7 +6,7 @@
 # are asked.  Snapshots keep their answers for ever.  An object map that comes
 # back with an old version is read again.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_program nbdinfo qemu-nbd jq
 requires /usr/bin/python3 -c 'import nbd, rados'
 requires_built "$nbd_expect"

@@ -5,7 +5,7 @@
 # options: `rbd info` and all objects, byte for byte, except for ids and times.
 # Then what librbd does with our images, what a crash leaves, and who may.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_program jq qemu-io
 requires /usr/bin/python3 -c 'import rados'
 requires_built "$nbd_expect"

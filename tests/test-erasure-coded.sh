@@ -4,7 +4,7 @@
 # Images with their data in an erasure-coded pool: random operations on an
 # image, on a clone, and on a clone with a snapshot, as rbd reads them.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_program jq
 requires_built "$random_ops" "$nbd_expect"
 requires_plugin

@@ -4,7 +4,7 @@
 # One server, many images: the list, the descriptions, the default export,
 # names that leave the pool, several connections, images closed when idle.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_program nbdinfo jq nbdcopy
 requires_built "$nbd_expect" "$random_ops" \
   "$builddir/filters/radosoffset/.libs/nbdkit-radosoffset-filter.so" \

@@ -5,7 +5,7 @@
 # cannot, right with striping, in sectors that qemu can use, and bounded work
 # for each call.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_program nbdinfo nbdcopy jq qemu-img
 requires_built "$nbd_expect" "$random_ops"
 requires_plugin

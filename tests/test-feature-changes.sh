@@ -5,7 +5,7 @@
 # the object map, journaling.  Nothing is lost, the maps are right, and what
 # must not be written to any more is not.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_program jq
 requires_built "$random_ops" "$nbd_expect"
 requires_plugin

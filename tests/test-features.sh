@@ -6,7 +6,7 @@
 # makes the image larger; then the same on the clone, which rbd flattens.
 # What changed between snapshots, rbd finds by the object maps alone.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_program jq
 requires_built "$random_ops" "$nbd_expect"
 requires_plugin

@@ -6,7 +6,7 @@
 # (rude-filter.cpp), and the largest counts.  The server goes on, and ends well.
 # Needs no Ceph.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_program nbdkit g++ pkg-config
 requires nbdkit --filter=readahead --filter=error --filter=delay null --version
 requires_built "$nbd_expect" "$random_ops" \

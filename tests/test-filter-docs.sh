@@ -4,7 +4,7 @@
 # --help of each filter, its manual page and the filter itself know the same
 # parameters; a filter built for another nbdkit is refused.  Needs no Ceph.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_program nbdkit
 unset NBDKIT_VALGRIND
 

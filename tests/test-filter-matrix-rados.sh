@@ -5,7 +5,7 @@
 # with two images in one server; and the requests that filters make beside
 # those of the client, also while the server ends (rude-filter.cpp).
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_plugin
 requires_program rbd ceph-osd g++ pkg-config
 requires /usr/bin/python3 -c 'import nbd'

@@ -4,7 +4,7 @@
 # Each filter of nbdkit above and below each of ours (filter-matrix.py).  Needs
 # no Ceph.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_program nbdkit
 requires /usr/bin/python3 -c 'import nbd'
 requires nbdkit file --version

@@ -4,7 +4,7 @@
 # fio with its nbd engine: random and sequential writes with checksums in
 # every block, several jobs, trims; then everything is verified.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_program fio
 prints "^[[:space:]]*nbd$" fio --enghelp || skip "fio has no nbd engine"
 requires_plugin

@@ -5,7 +5,7 @@
 # in both directions, with images that this plugin made and images that were
 # made by hand.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_program nbdcopy qemu-img qemu-io
 requires_built "$nbd_expect" "$random_ops"
 requires_plugin

@@ -5,7 +5,7 @@
 # several stripe units and counts, with a data pool, in a namespace, with
 # snapshots, clones.  What cannot be read is refused by name.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_program nbdcopy qemu-io nbdinfo jq
 requires_built "$nbd_expect" "$random_ops"
 requires_plugin

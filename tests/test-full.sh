@@ -5,7 +5,7 @@
 # works while it is full, and writing works again afterwards.  full=wait waits
 # as Ceph does by default.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_built "$nbd_expect"
 requires_plugin
 start_ceph

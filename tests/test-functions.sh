@@ -6,7 +6,7 @@
 # will do for a signal: a test that ended servers by id alone ended those of
 # the test beside it, whose clients then got ESHUTDOWN.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 
 # Another process of the same id: as the test remembers it, it started earlier.
 # (Not a child of this shell.)
@@ -39,3 +39,18 @@ has_ended $! || die "a process that has ended runs"
 own "$other"
 stop_pid "$other" KILL
 has_ended "$other" || die "stop_pid left a process"
+
+# A test does not go on without functions.sh, nor without a temporary folder.
+for script in "$tests_srcdir"/test-*.sh; do
+  grep -qFx 'source "$(dirname "$0")/functions.sh" || exit 1' "$script" ||
+    die "$script goes on without functions.sh"
+done
+{
+  echo 'source "$(dirname "$0")/functions.sh" || exit 1'
+  echo 'echo "goes on"'
+} >"$tmp/test-alone.sh"
+expect_fail "functions.sh" "$BASH" "$tmp/test-alone.sh"
+assert_no_match "goes on" "$failure"
+cp "$tests_srcdir/functions.sh" "$tmp"
+expect_fail "/nonexistent" env TMPDIR=/nonexistent "$BASH" "$tmp/test-alone.sh"
+assert_no_match "goes on" "$failure"

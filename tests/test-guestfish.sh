@@ -4,7 +4,7 @@
 # guestfish makes partitions and file systems, and writes files; a second
 # guestfish finds them.  Takes a minute without KVM.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_program guestfish sha256sum
 export LIBGUESTFS_BACKEND=direct LIBGUESTFS_BACKEND_SETTINGS=force_tcg
 export LIBGUESTFS_CACHEDIR=${LIBGUESTFS_CACHEDIR-/var/tmp}

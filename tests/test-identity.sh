@@ -5,7 +5,7 @@
 # client gets what has the name now: while images and snapshots are renamed or
 # removed and others of their name made, and pools and striped objects, too.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_program jq
 requires_built "$nbd_expect" \
   "$builddir/filters/radoscache/.libs/nbdkit-radoscache-filter.so"

@@ -8,7 +8,7 @@
 # done or not done, what was acknowledged, and the snapshots as they were; it
 # takes the lock and flattens, and that changes nothing; and so do we.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_program jq g++
 requires_built "$nbd_expect"
 requires_plugin

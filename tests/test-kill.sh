@@ -5,7 +5,7 @@
 # OSDs are in the middle of copy-ups.  What was acknowledged is there,
 # snapshots are as they were, and rbd finds no fault in the object maps.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_program jq nbdcopy
 requires /usr/bin/python3 -c 'import nbd'
 requires_built "$random_ops" "$nbd_expect"

@@ -5,7 +5,7 @@
 # watch it, the server under its clients, the OSD.  Nothing is read as zeros
 # that is not known to be zeros, nothing is left behind, nothing hangs.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_built "$nbd_expect"
 requires_plugin
 requires_program jq

@@ -5,7 +5,7 @@
 # are in it; how long they may take with many images, snapshots and an OSD that
 # does not answer; more than nbdkit can give.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_program nbdinfo jq
 requires /usr/bin/python3 -c 'import rados'
 requires_built "$nbd_expect"

@@ -5,7 +5,7 @@
 # requests fail and say why; afterwards they succeed again, also those of the
 # clients that were connected all the time, and whatever became of it.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_built "$nbd_expect"
 requires_plugin
 start_ceph

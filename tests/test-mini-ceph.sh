@@ -5,7 +5,7 @@
 # not see each other, wrong use is an error, and stop leaves no process and
 # nothing outside of the cluster's folder.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_program ceph rados rbd ceph-mon ceph-mgr ceph-osd
 
 # Whatever mini-ceph makes outside the folders given to it lands here.

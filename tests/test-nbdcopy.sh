@@ -4,7 +4,7 @@
 # nbdcopy in and out, checksums, sparseness kept both ways; from one image to
 # another of a different format.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_program nbdcopy sha256sum
 requires_plugin
 start_ceph

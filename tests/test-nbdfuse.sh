@@ -3,7 +3,7 @@
 #
 # nbdfuse: an image as a plain file, for any program.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_program nbdfuse fusermount3
 [ -c /dev/fuse ] && [ -r /dev/fuse ] && [ -w /dev/fuse ] ||
   skip "/dev/fuse cannot be used"

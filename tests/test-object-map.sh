@@ -5,7 +5,7 @@
 # `rbd` as the judge of the maps.  Of an image that is being filled the map
 # says a little more than exists, until the next flush or the end.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_program rbd rados
 rbd_classes=$builddir/tests/rbd-classes
 requires_built "$rbd_classes" "$nbd_expect"

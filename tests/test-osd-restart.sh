@@ -4,7 +4,7 @@
 # OSDs are killed and started again under I/O.  No request fails, and nothing
 # that was acknowledged is lost.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_built "$random_ops"
 requires_plugin
 start_ceph --osds 2

@@ -4,7 +4,7 @@
 # --help, the manual page and the plugin itself know the same parameters, and
 # --dump-plugin and the manual page the same keys.  Needs no Ceph.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_plugin
 pod=$tests_srcdir/../man/nbdkit-rados-plugin.pod
 [ -f "$pod" ] || die "$pod is missing"

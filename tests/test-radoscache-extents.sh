@@ -5,7 +5,7 @@
 # once; a change is seen at once, also when it comes in the middle of a
 # question; nothing of one export is told of another.  Needs no Ceph.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_program nbdkit nbdinfo qemu-img
 requires nbdkit --filter=log --filter=delay null --version
 requires nbdkit eval --version

@@ -5,7 +5,7 @@
 # snapshot all, of an image what is read while it holds the exclusive lock.
 # librbd writes, rolls back and takes the lock in between.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_program qemu-io
 requires nbdkit --filter=log null --version
 requires_built "$nbd_expect" "$random_ops" \

@@ -6,7 +6,7 @@
 # flush followed), several exports, plugins that are not parallel.  Needs no
 # Ceph.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_program nbdkit nbdinfo qemu-img
 requires nbdkit --filter=log --filter=error null --version
 requires nbdkit eval --version

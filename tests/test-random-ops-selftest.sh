@@ -5,7 +5,7 @@
 # the server of this test without a fault), loud on each of many faults.
 # Needs no Ceph and not the plugin.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_program nbdkit g++
 # Under test here is the client.
 unset NBDKIT_VALGRIND

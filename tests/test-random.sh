@@ -8,7 +8,7 @@
 # RANDOM_OPS_SEED=N repeats a run as far as one can; RANDOM_OPS=N is the number
 # of requests for each layout.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_built "$random_ops" "$nbd_expect"
 requires_plugin
 start_ceph

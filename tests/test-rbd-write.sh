@@ -7,7 +7,7 @@
 # the image and each snapshot hold what the model held, as rbd reads them, and
 # rbd finds nothing wrong with the object maps.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_program jq nbdcopy
 requires_built "$random_ops" "$nbd_expect"
 requires_plugin

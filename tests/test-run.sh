@@ -4,7 +4,7 @@
 # ./run and the wrapper of nbdkit: which words of the command line they take for
 # names of the plugin and of filters, and that all others arrive as they are.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_program nbdkit
 unset NBDKIT_VALGRIND NBDKIT_GDB
 

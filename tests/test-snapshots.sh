@@ -5,7 +5,7 @@
 # has them open, those in the trash that clones keep, and those of groups and
 # of mirroring.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_program nbdcopy nbdinfo jq
 requires_built "$nbd_expect"
 requires_plugin

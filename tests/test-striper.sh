@@ -4,7 +4,7 @@
 # Objects of libradosstriper.  The oracle is `rados --striper`, which is
 # libradosstriper, in both directions, with unusual layouts.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_program nbdcopy jq
 prints "--striper" rados --help || skip "rados has no --striper"
 requires_built "$nbd_expect" "$random_ops"

@@ -4,7 +4,7 @@
 # An OSD that does not answer: opening an image that is on it fails in time,
 # and a request for the object map of another image does not wait for it.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_program jq
 requires /usr/bin/python3 -c 'import nbd'
 requires_built "$nbd_expect"

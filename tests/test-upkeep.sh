@@ -10,7 +10,7 @@
 # UPKEEP_ONLY     only operations that match (extended regex)
 # UPKEEP_SIZE     of the image that they are carried out on (64M)
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_program jq qemu-io
 requires /usr/bin/python3 -c 'import nbd'
 requires_built "$random_ops" "$nbd_expect"

@@ -7,7 +7,7 @@
 # and no zeros.  A writer, whose image has got a snapshot: nothing is written
 # into that.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_program jq
 requires_built "$nbd_expect"
 requires_plugin

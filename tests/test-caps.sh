@@ -4,7 +4,7 @@
 # What a key must be able to do for what, with real authentication: the
 # profiles `rbd` and `rbd-read-only`, and less than these.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_program nbdcopy nbdinfo jq
 requires_built "$nbd_expect"
 requires_plugin
@@ -77,6 +77,8 @@ say "... and without the right to blocklist it is not"
 serve harmless pool=rbd image=plain break-lock=true
 "$nbd_expect" "$(uri)" within 120 , flag read-only yes , write 0 512 1 EPERM
 said 'served read-only: .*cannot blocklist .*: Permission denied'
+# The image is named once.
+! grep 'rbd/plain.*rbd/plain' "$nbdkit_log" >&2 || die "doubled names"
 stop_nbdkit
 is_locked rbd/plain || die "the lock is broken without a blocklist entry"
 serve writer pool=rbd image=plain break-lock=true
@@ -137,3 +139,8 @@ if serve_error=$(timeout 60 "${nbdkit[@]}" -f -U "$tmp/x.sock" rados \
   die "a stranger is let in"
 fi
 assert_match 'ermission|permitted' "$serve_error" "the message"
+# Without an image it shows when a client comes.
+serve stranger pool=parents
+"$nbd_expect" "$(uri parent)" connect fail
+said 'permitted'
+stop_nbdkit

@@ -4,7 +4,7 @@
 # The exclusive lock of RBD format 2: kept, handed over, refused, lost, and
 # taken from the dead, beside librbd's clients.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_program jq qemu-io
 requires_built "$random_ops" "$nbd_expect"
 requires_plugin
@@ -74,6 +74,17 @@ start_rados pool=rbd lock=none
 grep -q "lock=none" "$nbdkit_log" || die "no reason"
 "$nbd_expect" "$(uri plain)" write 0 4096 1 ok , read-is 0 4096 1
 stop_nbdkit
+# Whether it is for reading only is not known at start.
+for readonly in '' -r; do
+  start_nbdkit $readonly rados "conf=$ceph_conf" pool=rbd image=kept lock=none
+  if [ -n "$readonly" ]; then
+    "$nbd_expect" "$(uri)" read 0 4096 ok
+  else
+    "$nbd_expect" "$(uri)" connect fail
+    grep -q "lock=none" "$nbdkit_log" || die "no reason"
+  fi
+  stop_nbdkit
+done
 rbd lock add rbd/kept mine
 start_rados pool=rbd break-lock=true
 "$nbd_expect" "$(uri kept)" connect fail

@@ -6,7 +6,7 @@
 # difference is the one of `rbd diff`, sector by sector, too; an ordinary client
 # still gets a full copy; and small changes are small.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 requires_plugin
 requires_program nbdcopy nbdinfo qemu-img rbd
 requires /usr/bin/python3 -c 'import nbd'
@@ -261,21 +261,38 @@ done
 assert_match "is not older than" "$(cat "$nbdkit_log")"
 assert_match "no snapshot 'nothing'" "$(cat "$nbdkit_log")"
 
-# OLD is deleted while the difference is open: an error, never "unchanged".
+# OLD is deleted while the difference is open: an error, never "unchanged".  What
+# is read is as right as before.  When NEW is deleted, that ends, too.
 cat >"$tmp/deleted.py" <<'EOF'
 import subprocess, sys, nbd
-h = nbd.NBD()
-h.add_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
-h.connect_uri(sys.argv[1])
-ask = lambda: h.block_status(1 << 20, 0, lambda *a: 0)
-ask()
-subprocess.run(["rbd", "snap", "rm", "--no-progress", "p/fast@s1"], check=True)
-try:
-    ask()
-except nbd.Error as e:
-    assert e.errno == "EIO", e
-else:
-    sys.exit("no error")
+def connect(uri):
+    h = nbd.NBD()
+    h.add_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
+    h.connect_uri(uri)
+    return h
+to_snap, to_head = map(connect, sys.argv[1:])
+def status(h):
+    h.block_status(1 << 20, 0, lambda *a: 0)
+def fails(ask):
+    try:
+        ask()
+    except nbd.Error as e:
+        assert e.errno == "EIO", e
+    else:
+        sys.exit("no error")
+def remove(snap):
+    subprocess.run(["rbd", "snap", "rm", "--no-progress", snap], check=True)
+data = [(h, h.pread(1 << 20, 0)) for h in (to_snap, to_head)]
+for h, was in data:
+    status(h)
+remove("p/fast@s1")
+for h, was in data:
+    fails(lambda: status(h))
+    assert h.pread(1 << 20, 0) == was
+remove("p/fast@s3")
+fails(lambda: to_snap.pread(1 << 20, 0))
+assert to_head.pread(1 << 20, 0) == data[1][1]
 EOF
-/usr/bin/python3 "$tmp/deleted.py" "$(uri fast@s3@since=s1)"
+/usr/bin/python3 "$tmp/deleted.py" "$(uri fast@s3@since=s1)" \
+  "$(uri fast@since=s1)"
 stop_nbdkit

@@ -106,9 +106,9 @@ refused "object-size" "${new[@]}" format=1 size=1M object-size=1T
 refused "object-size" "${new[@]}" format=striper size=1M object-size=8G
 refused "error: rados: object-size=5000 is not a multiple" "${new[@]}" \
   format=striper size=1M object-size=5000
-refused "the default stripe unit 4194304 does not divide object-size=5242880" \
+refused "default stripe unit 4194304 does not divide object-size=5242880" \
   "${new[@]}" format=striper size=1M object-size=5M
-refused "stripe-unit=3145728 does not divide the default object size 4194304" \
+refused "stripe-unit=3145728 does not divide default object size 4194304" \
   "${new[@]}" format=striper size=1M stripe-unit=3M
 refused "stripe-unit=.* is not a multiple" "${new[@]}" \
   format=striper size=1M stripe-unit=3G

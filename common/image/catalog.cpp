@@ -322,9 +322,9 @@ void check_create(const ImageSpec& spec, const CreateOptions& options) {
       check_unit("object-size=", options.object_size);
       check_unit("stripe-unit=", options.stripe_unit);
       if (size % unit != 0)
-        bad((options.stripe_unit ? "stripe-unit=" : "the default stripe unit ") +
+        bad((options.stripe_unit ? "stripe-unit=" : "default stripe unit ") +
             std::to_string(unit) + " does not divide " +
-            (options.object_size ? "object-size=" : "the default object size ") +
+            (options.object_size ? "object-size=" : "default object size ") +
             std::to_string(size));
       if (options.stripe_count && *options.stripe_count > striper_max)
         bad("stripe-count=" + std::to_string(*options.stripe_count) +

@@ -106,18 +106,23 @@ KeyReport report_key(const KeyOptions& options, std::string_view entity) {
     return {text ? key_state(*text) : KeyState::unreadable,
             "keyfile " + options.keyfile};
   }
+  std::string tried;
   for (std::string_view rest = options.keyring; !rest.empty();) {
     const auto end = rest.find_first_of(",;");
     const std::string path(trim(rest.substr(0, end)));
     rest.remove_prefix(end == std::string_view::npos ? rest.size() : end + 1);
-    if (path.empty() || !std::ifstream(path)) continue;
+    if (path.empty()) continue;
+    if (!std::ifstream(path)) {
+      tried += (tried.empty() ? "" : " or ") + path;
+      continue;
+    }
     const auto text = content(path);
     if (!text) return {KeyState::unreadable, "keyring " + path};
     const std::string key = find_key(*text, entity);
     return {key.empty() ? KeyState::missing : key_state(key),
             "keyring " + path};
   }
-  return {KeyState::unreadable, "keyring " + options.keyring};
+  return {KeyState::unreadable, "keyring " + tried};
 }
 
 }  // namespace nbdrados

@@ -149,7 +149,7 @@ cleanup() {
   if [ -n "${KEEP-}" ]; then
     say "kept $tmp"
   else
-    rm -rf "$tmp"
+    rm -rf --one-file-system "$tmp"
   fi
   exit "$status"
 }

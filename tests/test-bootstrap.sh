@@ -1,0 +1,170 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: BSD-3-Clause
+#
+# bootstrap check --in: what it refuses, and, with stand-ins for the programs
+# that change the machine, what it makes of a system, when it believes one that
+# is there, what goes in and what comes out.  As root also that no mount and no
+# process is left.
+
+source "$(dirname "$0")/functions.sh"
+
+is_root=$(id -u)
+unset CI XDG_CACHE_HOME ${!NBDRADOS_*}
+export HOME=$tmp/home NBDRADOS_MIRROR=http://mirror.example/debian
+mkdir "$HOME" "$tmp/bin" "$tmp/bare" "$tmp/tree" "$tmp/tree/tests"
+system=$HOME/.cache/nbdkit-rados/trixie
+cp "$tests_srcdir/../bootstrap" "$tmp/tree"
+cp "$tests_srcdir"/{in-system,test-run.sh} "$tmp/tree/tests"
+cd "$tmp/tree"
+
+# stand_in NAME <SCRIPT: the program that is found for that name.
+stand_in() {
+  { printf '#!%s\n' "$BASH"; cat; } >"$tmp/bin/$1"
+  chmod +x "$tmp/bin/$1"
+}
+PATH=$tmp/bin:$PATH
+
+# What is wrong is said before anything is done.
+for wrong in "--in" "--in sid" "--in=trixie" "--in trixie none.sh" \
+    "test-run" "unit/test-run"; do
+  # shellcheck disable=SC2086
+  EXPECT_STATUS=2 expect_fail "no such test|needs one of: bookworm" \
+    ./bootstrap check $wrong
+done
+
+# Without the rights, or without debootstrap.
+ln -sf /bin/* /usr/bin/* "$tmp/bare"
+rm -f "$tmp/bare"/{sudo,debootstrap}
+# The packages are installed.
+echo 'printf "installed %s\n" "${@:3}"' | stand_in dpkg-query
+stand_in apt-get </dev/null
+stand_in apt-config </dev/null
+echo 'echo 1000' | stand_in id
+PATH=$tmp/bin:$tmp/bare expect_fail \
+  "this needs root or sudo&&^no test ran&&^0 passed, 0 failed, 0 skipped" \
+  ./bootstrap check --in trixie
+EXPECT_STATUS=125 expect_fail "only root" tests/in-system trixie "$tmp/x" true
+echo 'echo 0' | stand_in id
+PATH=$tmp/bin:$tmp/bare EXPECT_STATUS=125 expect_fail \
+  "debootstrap is not installed" tests/in-system trixie "$tmp/x" true
+[ ! -e "$tmp/x" ] || die "there is a folder"
+
+# What is run in the system is told to a file only, but for the last command,
+# which prints the files of the tree.
+stand_in debootstrap <<'SCRIPT'
+echo "$@" >>"$HOME/made"
+mkdir -p "$4"/{etc/apt/apt.conf.d,usr/sbin,tmp,var/tmp,proc,sys,dev}
+ln -s "$HOME/of-the-machine" "$4/etc/resolv.conf"
+[ ! -e "$HOME/fail" ]
+SCRIPT
+stand_in unshare <<'SCRIPT'
+while [[ $1 == --* ]]; do shift; done
+exec "$@"
+SCRIPT
+stand_in mount </dev/null
+stand_in mknod </dev/null
+stand_in chroot <<'SCRIPT'
+echo "$*" >>"$HOME/ran"
+[[ "$*" == *" sh -c "* ]] || exit 0
+cd "$1/src" && find . -type f | sort
+echo "7 passed, 0 failed, 1 skipped"
+exit "$(cat "$HOME/status")"
+SCRIPT
+
+# check_in [TEST...]: output and exit status are in $output and $status.
+check_in() {
+  status=0
+  output=$(./bootstrap check --in trixie "$@" 2>&1 </dev/null) || status=$?
+}
+
+# A system that is not complete is no result, and is not believed.
+echo 0 >"$HOME/status"
+touch "$HOME/fail"
+check_in
+assert_eq 125 "$status" "exit status: $output"
+assert_eq "0 passed, 0 failed, 0 skipped" "${output##*$'\n'}" "last line"
+[ ! -e "$system" ] || die "a system that is not complete has its name"
+touch "$system.new/left"
+rm "$HOME/fail"
+CI=true NBDRADOS_QUICK=1 RANDOM_OPS="1 2" check_in test-run.sh
+assert_eq 0 "$status" "exit status: $output"
+assert_eq "7 passed, 0 failed, 1 skipped" "${output##*$'\n'}" "last line"
+[ ! -e "$system/left" ] || die "a system that was not complete is used"
+grep -q " CI=true.* NBDRADOS_QUICK=1 RANDOM_OPS=1 2 ./bootstrap check test-run.sh$" \
+  "$HOME/ran" || die "what is run in the system: $(cat "$HOME/ran")"
+assert_eq "--variant=minbase --force-check-gpg trixie $system.new \
+http://mirror.example/debian" "$(tail -n 1 "$HOME/made" | cut -d' ' -f1-5)"
+
+# It starts no services, and is told about packages and names.
+assert_eq "deb http://mirror.example/debian trixie main" \
+  "$(cat "$system/etc/apt/sources.list")"
+assert_same_bytes /etc/hosts "$system/etc/hosts"
+[ ! -e "$HOME/of-the-machine" ] || die "a link led out of the system"
+
+# Another time it is brought up to date, without what was left.
+touch "$system/tmp/left" "$system/src/left"
+: >"$HOME/ran"
+echo 3 >"$HOME/status"
+check_in
+assert_eq 3 "$status" "exit status: $output"
+assert_eq 2 "$(wc -l <"$HOME/made")" "how often it was made"
+assert_match "dist-upgrade" "$(cat "$HOME/ran")"
+[ ! -e "$system/tmp/left" ] || die "files of an earlier run are there"
+assert_no_match "left" "$output" "the tree"
+assert_match "^\./tests/test-run\.sh$" "$output" "the tree"
+
+# What git knows goes in, and nothing else.
+if command -v git >/dev/null; then
+  git init -q .
+  echo >gone
+  git add .
+  rm gone
+  echo >unknown
+  check_in
+  assert_match "^\./tests/test-run\.sh$" "$output" "the tree"
+  assert_no_match "unknown|gone|\.git" "$output" "the tree"
+fi
+
+# A system that is in use, or that was not made so, is left alone.
+EXPECT_STATUS=125 expect_fail "another run uses .*&&^no test ran" \
+  flock "$system.lock" ./bootstrap check --in trixie
+rm "$system/etc/nbdkit-rados-in-system"
+EXPECT_STATUS=125 expect_fail "is no system that .* made: remove it" \
+  ./bootstrap check --in trixie
+[ -e "$system/etc/hosts" ] || die "a folder of somebody else was removed"
+
+# Killed, it leaves no mount and no process: at the end of the last one that
+# has the pipe open the pipe ends.
+rm "$tmp/bin"/{unshare,mount,mknod}
+if [ "$is_root" -ne 0 ] || ! unshare --mount --pid --fork true; then
+  say "not tried: namespaces, which root can make, but not everywhere"
+  exit 0
+fi
+rm -rf "$system"
+stand_in chroot <<'SCRIPT'
+[[ "$*" == *" sh -c "* ]] || exit 0
+exec 2>&1
+setsid sleep 100 &
+grep " $1/" /proc/self/mountinfo
+touch "$1/dev/nbdkit-rados-test"
+echo runs
+sleep 100
+SCRIPT
+mkfifo "$tmp/pipe"
+for signal in TERM KILL; do
+  tests/in-system trixie "$system" true >"$tmp/pipe" 2>&1 \
+    < <(tar -c bootstrap) &
+  killed=$!
+  own "$killed"
+  exec 5<"$tmp/pipe"
+  mounts=0
+  while read -r -t 60 -u 5 line && [ "$line" != runs ]; do
+    [[ $line != *" $system/"* ]] || mounts=$((mounts + 1))
+  done
+  assert_eq runs "$line" "what is in the pipe"
+  [ "$mounts" -ge 5 ] || die "$mounts mounts"
+  stop_pid "$killed" "$signal"
+  timeout 20 cat <&5 || die "a process is left after SIG$signal"
+  ! grep " $system/" /proc/self/mountinfo || die "mounts are left"
+  [ ! -e /dev/nbdkit-rados-test ] || die "its /dev is that of the machine"
+done

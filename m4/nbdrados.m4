@@ -41,6 +41,30 @@ AC_MSG_RESULT([$have_$1])
 AS_IF([test "$have_$1" = yes], [$1_LIBS="$3"], [$1_LIBS=])
 AC_SUBST([$1_LIBS])])
 
+dnl NBDRADOS_CEPH_VERSION: sets ceph_built to the release of Ceph that librados
+dnl is of.  Its headers do not have it: 3.0.0 is librados of all of them.
+AC_DEFUN([NBDRADOS_CEPH_VERSION],
+[AC_MSG_CHECKING([for the release of Ceph])
+nbdrados_save_LIBS=$LIBS
+LIBS="$RADOS_LIBS $LIBS"
+AC_RUN_IFELSE([AC_LANG_PROGRAM([
+    #include <dlfcn.h>
+    #include <cstdio>
+    #include <rados/librados.hpp>
+  ], [
+    int n;
+    librados::Rados::version (&n, &n, &n);
+    void *f = dlsym (RTLD_DEFAULT, "_Z19ceph_version_to_strv");
+    std::FILE *file = std::fopen ("conftest.out", "w");
+    if (!f || !file) return 1;
+    std::fputs (reinterpret_cast<const char *(*)()> (f) (), file);
+    return std::fclose (file);
+  ])],
+  [ceph_built=`cat conftest.out`], [ceph_built=unknown], [ceph_built=unknown])
+rm -f conftest.out
+LIBS=$nbdrados_save_LIBS
+AC_MSG_RESULT([$ceph_built])])
+
 dnl NBDRADOS_WARNINGS: sets WARN_CXXFLAGS, with -Werror on --enable-werror.
 dnl A flag that the compiler does not know is left out.
 AC_DEFUN([NBDRADOS_WARNINGS],

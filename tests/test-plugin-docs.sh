@@ -40,6 +40,14 @@ expect_fail "unknown.*nonsense" "${nbdkit[@]}" -U "$tmp/s" rados nonsense=1
 grep -q '^name=rados$' "$tmp/dump"
 grep -q '^thread_model=parallel$' "$tmp/dump"
 grep -q '^rados_librados_version=[0-9]' "$tmp/dump"
+# The release of Ceph, which is that of the tools, and that of the build.
+version=$(sed -n 's/^rados_ceph_version=//p' "$tmp/dump")
+assert_match '^[0-9]+(\.[0-9]+)+' "$version" "release of Ceph"
+assert_eq "$version" \
+  "$(sed -n 's/^rados_ceph_built_version=//p' "$tmp/dump")" "that of the build"
+if command -v rados >/dev/null; then
+  assert_match "^ceph version ${version//./\\.} " "$(rados --version)"
+fi
 grep -Eo '^rados_[a-z_]+' "$tmp/dump" | sort -u >"$tmp/dump.keys"
 grep -Eo 'rados_[a-z_]+=' "$pod" | tr -d = | sort -u |
   grep -Ev '^rados_(osd_op_timeout|mon_op_timeout)$' >"$tmp/man.dump" || :

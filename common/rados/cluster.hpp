@@ -40,6 +40,10 @@ struct ClusterConfig {
 /// The version of the librados in use, "major.minor.extra" of its API.
 [[nodiscard]] std::string librados_version();
 
+/// The release of Ceph that this librados is of, for example "18.2.7", or
+/// "unknown".  Needs no cluster.  Thread-safe.
+[[nodiscard]] std::string ceph_version();
+
 /// What taking a lock from a client needs of the cluster.  Thread-safe.
 class Blocklister {
  public:

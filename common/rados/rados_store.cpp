@@ -20,6 +20,7 @@
 // Waiting.  A thread waits on the completion itself: the messenger's thread
 // wakes it directly, whereas a callback would pass through another thread.
 
+#include <dlfcn.h>
 #include <rados/librados.hpp>
 
 #include <algorithm>
@@ -1339,6 +1340,14 @@ std::string librados_version() {
   librados::Rados::version(&major, &minor, &extra);
   return std::to_string(major) + "." + std::to_string(minor) + "." +
          std::to_string(extra);
+}
+
+std::string ceph_version() {
+  // No header of librados tells, but the library below it has this function
+  // (Ceph: src/common/version.h).
+  void* const found = ::dlsym(RTLD_DEFAULT, "_Z19ceph_version_to_strv");
+  if (found == nullptr) return "unknown";
+  return reinterpret_cast<const char* (*)()>(found)();
 }
 
 std::shared_ptr<Cluster> Cluster::connect(const ClusterConfig& config) {

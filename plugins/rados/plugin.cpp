@@ -85,6 +85,8 @@ int config_complete() {
 
 void dump_plugin() {
   std::printf("rados_librados_version=%s\n", librados_version().c_str());
+  std::printf("rados_ceph_version=%s\n", ceph_version().c_str());
+  std::printf("rados_ceph_built_version=%s\n", CEPH_BUILT_VERSION);
   std::printf("rados_formats=1,2,striper\n");
   std::printf("rados_formats_writable=1,2,striper\n");
   std::printf("rados_features=fast-zero,fua,multi-conn,extents,snapshots,"

@@ -9,7 +9,7 @@
 source "$(dirname "$0")/functions.sh"
 
 is_root=$(id -u)
-unset CI XDG_CACHE_HOME ${!NBDRADOS_*}
+unset CI XDG_CACHE_HOME http_proxy ${!NBDRADOS_*}
 export HOME=$tmp/home NBDRADOS_MIRROR=http://mirror.example/debian
 mkdir "$HOME" "$tmp/bin" "$tmp/bare" "$tmp/tree" "$tmp/tree/tests"
 system=$HOME/.cache/nbdkit-rados/trixie
@@ -38,7 +38,16 @@ rm -f "$tmp/bare"/{sudo,debootstrap}
 # The packages are installed.
 echo 'printf "installed %s\n" "${@:3}"' | stand_in dpkg-query
 stand_in apt-get </dev/null
-stand_in apt-config </dev/null
+stand_in apt-config <<'SCRIPT'
+case $* in
+  dump)
+    echo 'Acquire::http::Proxy "http://proxy.example:3128";'
+    echo 'Acquire::http::Proxy::near.example "DIRECT";'
+    echo 'Acquire::http::Proxy-Auto-Detect "/usr/bin/only-here";'
+    ;;
+  *Acquire::http::Proxy) echo "$2='http://proxy.example:3128'" ;;
+esac
+SCRIPT
 echo 'echo 1000' | stand_in id
 PATH=$tmp/bin:$tmp/bare expect_fail \
   "this needs root or sudo&&^no test ran&&^0 passed, 0 failed, 0 skipped" \
@@ -52,7 +61,7 @@ PATH=$tmp/bin:$tmp/bare EXPECT_STATUS=125 expect_fail \
 # What is run in the system is told to a file only, but for the last command,
 # which prints the files of the tree.
 stand_in debootstrap <<'SCRIPT'
-echo "$@" >>"$HOME/made"
+echo "$@" "${http_proxy-}" >>"$HOME/made"
 mkdir -p "$4"/{etc/apt/apt.conf.d,usr/sbin,tmp,var/tmp,proc,sys,dev}
 ln -s "$HOME/of-the-machine" "$4/etc/resolv.conf"
 [ ! -e "$HOME/fail" ]
@@ -92,12 +101,17 @@ assert_eq "7 passed, 0 failed, 1 skipped" "${output##*$'\n'}" "last line"
 [ ! -e "$system/left" ] || die "a system that was not complete is used"
 grep -q " CI=true.* NBDRADOS_QUICK=1 RANDOM_OPS=1 2 ./bootstrap check test-run.sh$" \
   "$HOME/ran" || die "what is run in the system: $(cat "$HOME/ran")"
-assert_eq "--variant=minbase --force-check-gpg trixie $system.new \
-http://mirror.example/debian" "$(tail -n 1 "$HOME/made" | cut -d' ' -f1-5)"
+assert_match "^--variant=minbase --force-check-gpg trixie $system.new \
+http://mirror.example/debian [^ ]+ http://proxy.example:3128$" \
+  "$(tail -n 1 "$HOME/made")" "debootstrap"
 
 # It starts no services, and is told about packages and names.
 assert_eq "deb http://mirror.example/debian trixie main" \
   "$(cat "$system/etc/apt/sources.list")"
+settings=$(cat "$system/etc/apt/apt.conf.d/90machine")
+assert_match '^Acquire::http::Proxy "http://proxy.example:3128";$' "$settings"
+assert_match '^Acquire::http::Proxy::near.example "DIRECT";$' "$settings"
+assert_no_match "only-here" "$settings"
 assert_same_bytes /etc/hosts "$system/etc/hosts"
 [ ! -e "$HOME/of-the-machine" ] || die "a link led out of the system"
 

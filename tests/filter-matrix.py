@@ -196,8 +196,8 @@ FILTERS = {
     "partition": Filter("partition=1", pack=pack_mbr),
     "pause": Filter("pause-control={tmp}/pause"),
     "protect": Filter("protect=0-", load="same"),
-    # Block status with REQ_ONE, where no read has loaded the tables yet, aborts
-    # nbdkit 1.42.3: backend_pread(): flags == 0.  (1.48.1 does not.)
+    # nbdkit 1.42.3 aborts in some first requests that are no read (1.48.1 does
+    # not).
     "qcow2dec": Filter(load="read", read_first=True, program="qemu-img",
                        pack=packed_by("qemu-img", "convert", "-f", "raw", "-O",
                                       "qcow2", "{i}", "{o}")),

@@ -6,7 +6,7 @@
 # is there, what goes in and what comes out.  As root also that no mount and no
 # process is left.
 
-source "$(dirname "$0")/functions.sh"
+source "$(dirname "$0")/functions.sh" || exit 1
 
 is_root=$(id -u)
 unset CI XDG_CACHE_HOME http_proxy ${!NBDRADOS_*}

@@ -6,12 +6,14 @@
 
 daemons=()
 
-# start_ceph SUITE VERSION: of the packages of that version, unpacked here.  `run
-# ceph`, `run rados`, and python3-rados in `run python3`, then reach it.
+# start_ceph SUITE VERSION [PACKAGE...]: of the packages of that version, unpacked
+# here.  `run ceph`, `run rados`, and python3-rados in `run python3`, then reach
+# it.
 start_ceph ()
 {
   local port fsid=11111111-2222-3333-4444-555555555555 release i
-  unpack "$1" {ceph-{mon,mgr,osd,base,common},python3-rados}="$2"
+  unpack "$1" {ceph-{mon,mgr,osd,base,common},python3-rados}="$2" \
+    "${@:3}"
   port=$((20000 + RANDOM % 10000))
   cat >>"$tmp/root/etc/ceph.conf" <<CONF
 [global]
@@ -82,8 +84,7 @@ stop_ceph ()
     kill -KILL "$pid" 2>/dev/null || continue
     while kill -0 "$pid" 2>/dev/null; do sleep 0.1; done
   done
-  umount "$tmp"/root/proc "$tmp"/root/dev 2>/dev/null
-  rm -rf --one-file-system "$tmp"
+  remove_all
 }
 
 # make_pool NAME...

@@ -10,8 +10,14 @@ set -euo pipefail
 export LC_ALL=C
 
 tmp=$(mktemp -d "${TMPDIR:-/tmp}/finding.XXXXXX") || exit 1
-# Not what is mounted in it, where umount fails: that is this machine's /dev.
-trap 'umount "$tmp"/root/proc "$tmp"/root/dev 2>/dev/null; rm -rf --one-file-system "$tmp"' EXIT
+# A script that unpacks several versions sets tmp to a folder in it.
+top=$tmp
+remove_all ()
+{
+  umount "$top"{,/*}/root/{proc,dev} 2>/dev/null || :
+  rm -rf --one-file-system "$top"
+}
+trap remove_all EXIT
 
 # changed MESSAGE: the behaviour is not (or no more) what the script states.
 changed () { printf 'CHANGED: %s\n' "$*" >&2; exit 1; }
@@ -42,7 +48,13 @@ unpack ()
       tar -x -C "$root" --keep-directory-symlink --no-same-owner
   done
   mount -t proc proc "$root/proc"
-  mount --bind /dev "$root/dev"
+  # Of its own: what is done in there is not done to this machine.
+  mount -t tmpfs -o mode=755 tmpfs "$root/dev"
+  mknod -m 666 "$root/dev/null" c 1 3
+  mknod -m 666 "$root/dev/zero" c 1 5
+  mknod -m 666 "$root/dev/random" c 1 8
+  mknod -m 666 "$root/dev/urandom" c 1 9
+  ln -s /proc/self/fd "$root/dev/fd"
 }
 
 # run COMMAND...: with these packages.

@@ -80,7 +80,7 @@ class KeyringTest : public CppUnit::TestFixture {
     const auto text = [](KeyState state, const std::string& where) {
       return std::to_string(static_cast<int>(state)) + " " + where;
     };
-        const auto is = [](const std::string& wanted, const std::string& got) {
+    const auto is = [](const std::string& wanted, const std::string& got) {
       CPPUNIT_ASSERT_EQUAL(wanted, got);
     };
     const std::string none = dir + "/none";

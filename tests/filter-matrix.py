@@ -307,7 +307,15 @@ class Server:
         self.wait()
 
     def kill(self):
+        """Ends it, however it behaves."""
         if self.process.poll() is None:
+            # What is killed leaves a lock, and the next server cannot open.
+            self.process.terminate()
+            try:
+                self.process.wait(PATIENCE / 4)
+                return
+            except subprocess.TimeoutExpired:
+                pass
             self.process.kill()
             self.process.wait()
 
@@ -552,16 +560,17 @@ class Images:
 
     def make(self, filt, _below):
         if not self.filled:
-            self.filled = True
             server = Server(self.words, self.tmp)
             try:
                 for d in self.disks:
                     h = server.connect(d.name)
-                    h.pwrite(d.junk + d.first + d.junk, 0)
+                    h.pwrite(d.junk + d.wanted() + d.junk, 0)
                     h.shutdown()
                 server.stop()
             finally:
                 server.kill()
+        # Otherwise the images are not what the models say.
+        self.filled = not filt.lost
         self.used = self.disks[:1] if filt.single else self.disks
         with open(os.path.join(self.tmp, "extents"), "w") as f:
             f.write("0 1G\n")

@@ -21,9 +21,7 @@
 
 namespace nbdrados {
 
-/// A request is worked on so many objects at a time, which is also librados'
-/// own bound on the operations in flight of a client
-/// (objecter_inflight_ops).
+/// A request is worked on so many objects at a time.
 inline constexpr std::uint64_t chunk_objects = 1024;
 
 /// Of those at most so many are in flight: the other images of the server must

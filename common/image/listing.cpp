@@ -132,10 +132,9 @@ std::string some(const std::vector<std::string>& names) {
 void Lister::add_read(Batch& batch, ObjectStore& store, const std::string& oid,
                       std::uint64_t limit,
                       std::function<void(int, std::string_view)> done) {
-  // What a read may bring counts against what librados allows in flight
-  // (objecter_inflight_op_bytes, 100 MiB), beyond which it does not even
-  // start a read.  Few objects are larger than this, and of those two are
-  // read at a time.
+  // What a read may bring is taken for what it brings, where the user has set a
+  // bound on that (objecter_inflight_op_bytes).  Few objects are larger than
+  // this, and of those two are read at a time.
   constexpr std::uint64_t usual = 64 << 10;
   constexpr std::size_t heavy = 64;
   const auto bytes = std::make_shared<std::string>();

@@ -93,9 +93,9 @@ std::shared_ptr<const ObjectStates> MapReader::read() {
   if (last.states && unchanged(last)) return last.states;
 
   // The versions from before: what changes meanwhile is only read once more.
-  // What a read may bring counts against what librados allows in flight
-  // (objecter_inflight_op_bytes, 100 MiB), beyond which it starts nothing, for
-  // no image: so no more is asked for than there is.  (0 would be all.)
+  // No more is asked for than there is: a user may have set a bound on the
+  // bytes in flight (objecter_inflight_op_bytes), against which all that a
+  // read may bring counts.  (0 would be all.)
   Kept now;
   std::uint64_t size = 0;
   std::string bytes;

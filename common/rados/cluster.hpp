@@ -102,6 +102,12 @@ class Cluster : public Blocklister,
   /// Bound on one metadata operation.
   [[nodiscard]] virtual std::chrono::milliseconds timeout() const = 0;
 
+  /// Whether an operation has failed because the cluster has blocklisted this
+  /// client.  Once true it stays so, although an entry of the blocklist can be
+  /// removed, and ends some time: meanwhile others may have taken what this
+  /// client had, so it is fit for nothing new.
+  [[nodiscard]] virtual bool shut_out() const noexcept { return false; }
+
   // What creating an image needs besides stores.  Clusters in which nobody
   // creates an image of format 2 need not have it.
 

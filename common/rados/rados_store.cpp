@@ -594,6 +594,9 @@ class RadosCluster final : public Cluster {
                                                               : -ENOENT;
   }
 
+  bool shut_out() const noexcept override { return shut_out_.load(); }
+  void found_shut_out() noexcept { shut_out_.store(true); }
+
   /// Returns when no watch callback is queued or under way.
   void flush_watches() { rados_.watch_flush(); }
 
@@ -676,6 +679,7 @@ class RadosCluster final : public Cluster {
   std::chrono::seconds watch_timeout_{30};
   bool wait_when_full_;
   bool operations_time_out_ = false;
+  std::atomic<bool> shut_out_{false};
   std::mutex mutex_;
   // Guarded by mutex_.  Destroyed when librados has been shut down.
   std::vector<std::shared_ptr<WatchContext>> retired_;
@@ -757,6 +761,8 @@ class RadosStore final : public ObjectStore {
 
   /// For results: tells a missing pool from a missing object.
   int result(int r) {
+    // EBLOCKLISTED has the same number, and nothing else answers so.
+    if (r == -ESHUTDOWN) cluster_->found_shut_out();
     return r == -ENOENT ? cluster_->why_missing(pool_id_) : r;
   }
   void cancel(librados::AioCompletion* c) { io_.aio_cancel(c); }
@@ -1152,7 +1158,7 @@ RadosCluster::RadosCluster(const ClusterConfig& config)
   int r = rados_.init2(config.entity.c_str(), config.cluster_name.c_str(), 0);
   if (r < 0) fail(-r, "cannot start librados as " + config.entity);
 
-  // Defaults of ours, in effect where the user's files say nothing else.
+  // Defaults of ours, in effect where the user says nothing else.
   // In-memory debug logs cost a fifth of the CPU of a small request, and
   // what librados prints on stderr repeats in many lines what our one line
   // says.
@@ -1162,6 +1168,14 @@ RadosCluster::RadosCluster(const ClusterConfig& config)
       {"debug_auth", "0/0"},        {"debug_context", "0/0"},
       {"log_to_stderr", "false"},   {"err_to_stderr", "false"},
       {"log_file", ""},             {"admin_socket", ""},
+      // At a client's limits of what is in flight (1024 operations, 100 MiB)
+      // librados does not even start an operation, for no image, not even one
+      // that answers a notification: so one OSD that does not answer would
+      // stop all images of the server.  nbdkit bounds the requests, and
+      // objects_in_flight the operations of each.  0: no limit (ceph:
+      // src/common/Throttle.cc, get).
+      {"objecter_inflight_ops", "0"},
+      {"objecter_inflight_op_bytes", "0"},
   };
   std::vector<std::string> built_in;
   for (const auto& [name, value] : defaults)

@@ -39,6 +39,7 @@ const char* const config_help =
     "mon-host=<ADDRESSES>       The monitors.\n"
     "ceph.<OPTION>=<VALUE>      Any Ceph option.\n"
     "connect-timeout=<SECONDS>  Bound on connecting and opening (default 30).\n"
+    "clients=<N>                Ceph clients that share the images (default 4).\n"
     "create=true                Create the image first.\n"
     "size=<SIZE>                Size of the new image.\n"
     "object-size=<SIZE>         Object size of the new image (default 4M).\n"
@@ -148,6 +149,8 @@ void Config::set(const std::string& key, const std::string& value) {
   } else if (key == "connect-timeout") {
     cluster.connect_timeout =
         std::chrono::seconds(parse_number(key, value, 1, 86400));
+  } else if (key == "clients") {
+    clients = parse_number(key, value, 1, 1000);
   } else if (key == "create") {
     create = parse_bool(key, value);
   } else if (key == "size") {

@@ -6,6 +6,7 @@
 #define NBDRADOS_PLUGIN_CONFIG_HPP
 
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <set>
@@ -33,6 +34,7 @@ class Config {
   void complete();
 
   ClusterConfig cluster;
+  std::size_t clients = 4;  // see ClientPool
   std::string pool;
   std::optional<std::string> name_space;
   /// Without it, export names choose images.

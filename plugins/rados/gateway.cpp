@@ -38,14 +38,36 @@ ListOptions list_options(const Config& config) {
   return options;
 }
 
+/// Only the OSDs know what they refuse; what this client's configuration says
+/// is a hint.
+void warn_of_large_objects(Cluster& cluster, Image& image) {
+  const std::uint64_t limit = std::strtoull(
+      cluster.ceph_option("osd_max_object_size").value_or("").c_str(),
+      nullptr, 10);
+  const std::uint64_t largest =
+      std::min(image.traits().layout.object_size(), image.size());
+  if (limit != 0 && largest > limit)
+    nbdkit_error("%s: objects can become %llu bytes long, but OSDs refuse "
+                 "writes beyond %llu (osd_max_object_size)",
+                 image.traits().name.c_str(),
+                 static_cast<unsigned long long>(largest),
+                 static_cast<unsigned long long>(limit));
+}
+
 }  // namespace
 
 Gateway::Gateway(const Config& config)
     : config_(config),
-      cluster_(Cluster::connect(config.cluster)),
+      clients_([&config] { return Cluster::connect(config.cluster); },
+               config.clients,
+               [](const std::string& line) {
+                 nbdkit_error("%s", line.c_str());
+               }),
       workers_(std::make_shared<WorkerPool>(mapping_threads)) {
-  (void)cluster_->open_pool(config.pool, config.name_space.value_or(""),
-                            Cluster::Purpose::metadata);
+  clients_.with_cluster([&](const std::shared_ptr<Cluster>& cluster) {
+    (void)cluster->open_pool(config.pool, config.name_space.value_or(""),
+                             Cluster::Purpose::metadata);
+  });
 }
 
 Gateway::~Gateway() {
@@ -69,14 +91,16 @@ Gateway::Use::~Use() {
   image_.reset();
 }
 
-std::shared_ptr<Image> Gateway::make_image(const ImageIdentity& identity,
+std::shared_ptr<Image> Gateway::make_image(const Slot& slot,
                                            const ImageSpec& spec,
                                            bool writable) {
+  const ImageIdentity& identity = slot.key;
+  const std::shared_ptr<Cluster>& cluster = slot.client->cluster;
   OpenOptions how;
   how.writable =
       writable && identity.snap == snap_head && !identity.since.has_value();
   how.grow_to = config_.create ? 0 : config_.create_options.size;
-  auto format = open_format(cluster_, identity, spec, how);
+  auto format = open_format(cluster, identity, spec, how);
   ImageOptions options;
   options.writable = how.writable;
   options.lock = config_.lock;
@@ -94,41 +118,39 @@ std::shared_ptr<Image> Gateway::make_image(const ImageIdentity& identity,
   };
   auto image =
       std::make_shared<Image>(std::move(format), std::move(options));
-  if (image->writable()) warn_of_large_objects(*image);
+  if (image->writable()) warn_of_large_objects(*cluster, *image);
   return image;
 }
 
-/// Only the OSDs know what they refuse; what this client's configuration says
-/// is a hint.
-void Gateway::warn_of_large_objects(Image& image) {
-  const std::uint64_t limit = std::strtoull(
-      cluster_->ceph_option("osd_max_object_size").value_or("").c_str(),
-      nullptr, 10);
-  const std::uint64_t largest =
-      std::min(image.traits().layout.object_size(), image.size());
-  if (limit != 0 && largest > limit)
-    nbdkit_error("%s: objects can become %llu bytes long, but OSDs refuse "
-                 "writes beyond %llu (osd_max_object_size)",
-                 image.traits().name.c_str(),
-                 static_cast<unsigned long long>(largest),
-                 static_cast<unsigned long long>(limit));
+/// A key that may only read still gets something to read.
+std::shared_ptr<Image> Gateway::make_readable_image(const Slot& slot,
+                                                    const ImageSpec& spec,
+                                                    bool writable) {
+  try {
+    return make_image(slot, spec, writable);
+  } catch (const Error& e) {
+    if (!writable || (e.code() != EPERM && e.code() != EACCES)) throw;
+    auto image = make_image(slot, spec, false);
+    nbdkit_error("%s is served read-only: %s", spec.text().c_str(),
+                 without_name(spec.text(), e.what()).c_str());
+    return image;
+  }
 }
 
 std::shared_ptr<Difference> Gateway::make_difference(
-    const ImageIdentity& identity, const ImageSpec& spec,
-    std::shared_ptr<Image> image) {
-  ImageIdentity old = identity;
+    const Slot& slot, const ImageSpec& spec, std::shared_ptr<Image> image) {
+  ImageIdentity old = slot.key;
   old.snap = *old.since;
   old.since.reset();
   ImageSpec old_spec = spec;
   old_spec.snapshot = spec.since;
   old_spec.since.clear();
   return std::make_shared<Difference>(
-      std::move(image), open_format(cluster_, old, old_spec, {}));
+      std::move(image), open_format(slot.client->cluster, old, old_spec, {}));
 }
 
 /// The image of a slot, as a new client finds it.  The slot's mutex is held.
-std::shared_ptr<Image> Gateway::open_image(const Slot& slot,
+std::shared_ptr<Image> Gateway::open_image(Slot& slot,
                                            const ImageSpec& spec,
                                            bool writable) {
   if (std::shared_ptr<Image> image = slot.image.lock()) {
@@ -145,21 +167,17 @@ std::shared_ptr<Image> Gateway::open_image(const Slot& slot,
       if (!image->lost()) throw;
     }
   }
-  try {
-    return make_image(slot.key, spec, writable);
-  } catch (const Error& e) {
-    // A key that may only read still gets something to read.
-    if (!writable || (e.code() != EPERM && e.code() != EACCES)) throw;
-    auto image = make_image(slot.key, spec, false);
-    nbdkit_error("%s is served read-only: %s", spec.text().c_str(),
-                 without_name(spec.text(), e.what()).c_str());
-    return image;
-  }
+  return clients_.with_share([&](const ClientPool::Share& client) {
+    slot.client = client;
+    return make_readable_image(slot, spec, writable);
+  });
 }
 
 Gateway::Use* Gateway::open(const ImageSpec& spec, bool writable) {
   const ImageIdentity identity =
-      resolve_image(cluster_, spec, config_.format);
+      clients_.with_cluster([&](const std::shared_ptr<Cluster>& cluster) {
+        return resolve_image(cluster, spec, config_.format);
+      });
   std::shared_ptr<Slot> slot;
   {
     const std::scoped_lock lock(mutex_);
@@ -176,7 +194,7 @@ Gateway::Use* Gateway::open(const ImageSpec& spec, bool writable) {
     std::shared_ptr<Difference> difference;
     if (identity.since) {
       if (slot->image.lock() == image) difference = slot->difference.lock();
-      if (!difference) difference = make_difference(identity, spec, image);
+      if (!difference) difference = make_difference(*slot, spec, image);
     }
     slot->image = image;
     slot->difference = difference;
@@ -217,17 +235,23 @@ std::vector<std::string> Gateway::list() {
   if (config_.list == ListMode::none) return {};
   ListOptions options = list_options(config_);
   options.snapshots = config_.list == ListMode::all;
-  return list_images(cluster_, config_.pool, config_.name_space, options);
+  return clients_.with_cluster([&](const std::shared_ptr<Cluster>& cluster) {
+    return list_images(cluster, config_.pool, config_.name_space, options);
+  });
 }
 
 std::optional<std::string> Gateway::only_image() {
   if (config_.list == ListMode::none) return std::nullopt;
-  return nbdrados::only_image(cluster_, config_.pool, config_.name_space,
-                              list_options(config_));
+  return clients_.with_cluster([&](const std::shared_ptr<Cluster>& cluster) {
+    return nbdrados::only_image(cluster, config_.pool, config_.name_space,
+                                list_options(config_));
+  });
 }
 
 void Gateway::create() {
-  create_image(cluster_, config_.spec(), config_.create_options);
+  clients_.with_cluster([&](const std::shared_ptr<Cluster>& cluster) {
+    create_image(cluster, config_.spec(), config_.create_options);
+  });
 }
 
 }  // namespace nbdrados

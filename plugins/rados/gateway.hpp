@@ -17,11 +17,11 @@
 #include "config.hpp"
 #include "image/difference.hpp"
 #include "image/image.hpp"
-#include "rados/cluster.hpp"
+#include "rados/client_pool.hpp"
 
 namespace nbdrados {
 
-/// A cluster connection and the open images.  Thread-safe.
+/// The connections to the cluster and the open images.  Thread-safe.
 class Gateway {
   struct Slot;
 
@@ -88,25 +88,28 @@ class Gateway {
   struct Slot {
     ImageIdentity key;
     std::mutex mutex;
-    std::weak_ptr<Image> image;            // guarded by mutex
-    std::weak_ptr<Difference> difference;  // guarded by mutex
+    // All below guarded by mutex.
+    ClientPool::Share client;  // through which it is open, or was
+    std::weak_ptr<Image> image;
+    std::weak_ptr<Difference> difference;
   };
 
   // `spec` is how the client calls it.
-  [[nodiscard]] std::shared_ptr<Image> make_image(
-      const ImageIdentity& identity, const ImageSpec& spec, bool writable);
-  [[nodiscard]] std::shared_ptr<Image> open_image(const Slot& slot,
+  [[nodiscard]] std::shared_ptr<Image> make_image(const Slot& slot,
                                                   const ImageSpec& spec,
                                                   bool writable);
-  void warn_of_large_objects(Image& image);
+  [[nodiscard]] std::shared_ptr<Image> make_readable_image(
+      const Slot& slot, const ImageSpec& spec, bool writable);
+  [[nodiscard]] std::shared_ptr<Image> open_image(Slot& slot,
+                                                  const ImageSpec& spec,
+                                                  bool writable);
   [[nodiscard]] std::shared_ptr<Difference> make_difference(
-      const ImageIdentity& identity, const ImageSpec& spec,
-      std::shared_ptr<Image> image);
+      const Slot& slot, const ImageSpec& spec, std::shared_ptr<Image> image);
   /// Forgets a place that nobody uses nor is about to use.
   void release(std::shared_ptr<Slot> slot) noexcept;
 
   const Config& config_;
-  std::shared_ptr<Cluster> cluster_;
+  ClientPool clients_;
   std::shared_ptr<WorkerPool> workers_;
   std::mutex mutex_;
   // Guarded by mutex_.

@@ -63,6 +63,11 @@ bool ExclusiveLock::ours(const LockHolder& holder) const {
          holder.entity_number == static_cast<std::int64_t>(client_);
 }
 
+bool ExclusiveLock::left_over(const LockHolder& holder) const {
+  return holder.entity_type == entity_client &&
+         blocklister_.is_own(static_cast<std::uint64_t>(holder.entity_number));
+}
+
 std::string ExclusiveLock::text(const LockHolder& holder) {
   return holder.entity() + " (" + holder.address + ")";
 }
@@ -113,11 +118,13 @@ void ExclusiveLock::break_lock(const LockHolder& holder) {
   const std::string doing =
       "cannot take the exclusive lock from " + text(holder) +
       ", which seems to be dead";
-  try {
-    blocklister_.blocklist(holder.address, std::chrono::seconds(0));
-    blocklister_.wait_for_latest_osdmap();
-  } catch (const Error& e) {
-    throw Error(e.code(), options_.what + ": " + doing + ": " + e.what());
+  if (!left_over(holder)) {
+    try {
+      blocklister_.blocklist(holder.address, std::chrono::seconds(0));
+      blocklister_.wait_for_latest_osdmap();
+    } catch (const Error& e) {
+      throw Error(e.code(), options_.what + ": " + doing + ": " + e.what());
+    }
   }
   const int r =
       change(lock_method_break, encode_break_lock(rbd_lock_name, holder));
@@ -172,7 +179,7 @@ ExclusiveLock::Result ExclusiveLock::try_acquire(std::uint64_t watch_cookie) {
       if (changed != -EBUSY) check_change(changed, doing);
       continue;
     }
-    if (!options_.break_dead) break;
+    if (!options_.break_dead && !left_over(holder)) break;
     if (holder.address.empty() || holder.address == "-")
       throw Error(EBUSY, options_.what + " is locked by " + holder.entity() +
                              ", which seems to be dead, but has no address to "

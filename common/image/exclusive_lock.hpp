@@ -41,8 +41,9 @@
 //
 // One process has at most one usable Image of an image that may be written to.
 // One that is lost gives its lock back when its watch is found broken, or at the
-// latest when it is closed.  So a lock that this client has without a watch is a
-// leftover of this process.
+// latest when it is closed; in both cases after its last request.  So a lock
+// that a client of this process has without a watch is a leftover, and taken
+// without 5 and 6: these would shut out the other images of that client.
 //
 // Thread-safety: one thread at a time, except for client_id.
 
@@ -164,6 +165,7 @@ class ExclusiveLock {
   [[nodiscard]] int change(std::string_view method, std::string_view input);
   [[nodiscard]] bool alive(const LockHolder& holder);
   [[nodiscard]] bool ours(const LockHolder& holder) const;
+  [[nodiscard]] bool left_over(const LockHolder& holder) const;
   [[nodiscard]] const LockHolder& checked(const LockInfo& info) const;
   void break_lock(const LockHolder& holder);
   void check_change(int r, std::string_view doing) const;

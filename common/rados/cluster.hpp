@@ -52,6 +52,11 @@ class Blocklister {
   /// This client's id, the number in "client.4711".
   [[nodiscard]] virtual std::uint64_t client_id() const = 0;
 
+  /// Whether that is a client of this process, this one or another.
+  [[nodiscard]] virtual bool is_own(std::uint64_t client) const {
+    return client == client_id();
+  }
+
   /// Shuts a client out of the cluster: no OSD takes anything from it any
   /// more, and what it tries fails with ESHUTDOWN.  `address` is that of a
   /// Watcher or LockHolder; `duration` 0 is the monitors' default

@@ -569,6 +569,32 @@ class RadosWatch final : public Watch {
   std::shared_ptr<WatchContext> context_;
 };
 
+/// Which clients of the cluster this process is; their numbers are the same for
+/// all of it.  Thread-safe.
+class OwnClients {
+ public:
+  void add(std::uint64_t client) {
+    const std::scoped_lock lock(mutex_);
+    clients_.insert(client);
+  }
+  void remove(std::uint64_t client) {
+    const std::scoped_lock lock(mutex_);
+    clients_.erase(client);
+  }
+  [[nodiscard]] bool contains(std::uint64_t client) {
+    const std::scoped_lock lock(mutex_);
+    return clients_.contains(client);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::set<std::uint64_t> clients_;  // guarded by mutex_
+};
+OwnClients& own_clients() {
+  static OwnClients own;
+  return own;
+}
+
 class RadosCluster final : public Cluster {
  public:
   explicit RadosCluster(const ClusterConfig& config);
@@ -581,6 +607,9 @@ class RadosCluster final : public Cluster {
                                          const std::string& name_space,
                                          Purpose purpose) override;
   std::uint64_t client_id() const override { return client_id_; }
+  bool is_own(std::uint64_t client) const override {
+    return own_clients().contains(client);
+  }
   std::chrono::milliseconds timeout() const override { return timeout_; }
   /// For how long an OSD keeps a watch of this client without a sign of life.
   std::chrono::seconds watch_timeout() const { return watch_timeout_; }
@@ -1238,6 +1267,7 @@ RadosCluster::RadosCluster(const ClusterConfig& config)
   r = rados_.connect();
   if (r < 0) connect_failed(r, config);
   client_id_ = rados_.get_instance_id();
+  own_clients().add(client_id_);
   // The monitors may have told it only now.
   if (const long t = std::strtol(
           option(rados_, "osd_client_watch_timeout").c_str(), nullptr, 10);
@@ -1300,7 +1330,10 @@ void RadosCluster::key_failed(int r, const ClusterConfig& config) {
        "cannot connect to Ceph (mon_host=" + monitors + ") as " + entity);
 }
 
-RadosCluster::~RadosCluster() { rados_.shutdown(); }
+RadosCluster::~RadosCluster() {
+  if (client_id_ != 0) own_clients().remove(client_id_);
+  rados_.shutdown();
+}
 
 // The map of a client follows when an OSD tells it of a newer one, which may
 // be after the answer to the first operation that the OSD has a newer map for;

@@ -232,8 +232,12 @@ class TestBlocklister final : public Blocklister {
     events_.add("osdmap");
     if (then) std::exchange(then, {})();
   }
+  bool is_own(std::uint64_t client) const override {
+    return client == client_.number || client == own;
+  }
   int error = 0;
   std::function<void()> then;
+  std::uint64_t own = 0;  // another one of the process
 
  private:
   Events& events_;
@@ -299,6 +303,7 @@ class ExclusiveLockTest : public CppUnit::TestFixture {
   CPPUNIT_TEST(lost_answer_then_new_watch);
   CPPUNIT_TEST(lost_answer_then_released);
   CPPUNIT_TEST(leftover_of_this_client);
+  CPPUNIT_TEST(leftover_of_another_client_of_this_process);
   CPPUNIT_TEST(live_lock_of_this_client);
   CPPUNIT_TEST(new_watch);
   CPPUNIT_TEST(new_watch_lost_answer);
@@ -336,6 +341,7 @@ class ExclusiveLockTest : public CppUnit::TestFixture {
     memory_.reset();
     blocklister_.error = 0;
     blocklister_.then = {};
+    blocklister_.own = 0;
     events_.take();
   }
 
@@ -604,6 +610,25 @@ class ExclusiveLockTest : public CppUnit::TestFixture {
     CPPUNIT_ASSERT_EQUAL(std::string("lock get_info get_info set_cookie"),
                          events_.take());
     expect_holder(self, "auto 17");
+  }
+
+  void leftover_of_another_client_of_this_process() {
+    blocklister_.own = third.number;
+    for (const bool break_dead : {true, false}) {
+      lock_ = make({.break_dead = break_dead, .what = "rbd/vm1"});
+      model_->set(third, "auto 5");
+      {
+        const auto watch = watched(third, 5);
+        busy(true);
+        expect_holder(third, "auto 5");
+      }
+      events_.take();
+      acquire(17);
+      CPPUNIT_ASSERT_EQUAL(
+          std::string("lock get_info get_info break_lock lock"),
+          events_.take());
+      expect_holder(self, "auto 17");
+    }
   }
 
   void live_lock_of_this_client() {

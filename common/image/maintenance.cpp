@@ -40,7 +40,7 @@ Image::Maintenance::~Maintenance() {
   }
   // Once more, because whoever finds the lock without a watch shuts out all of
   // this process, with its other images.
-  if (release_unanswered_) release_again();
+  if (release_due_) release_again();
   old_watches_.clear();
   watch_.reset();
 }
@@ -219,7 +219,7 @@ void Image::Maintenance::work() {
       const auto deadline =
           before + std::min<std::chrono::milliseconds>(
                        next_renewal_.value_or(check_interval),
-                       release_unanswered_ ? LockTurns::interval
+                       release_due_ ? LockTurns::interval
                                            : check_interval);
       // What is waited for can change while this waits.
       while (!something() && Clock::now() < deadline)
@@ -261,7 +261,7 @@ void Image::Maintenance::work() {
       // There is no watch any more after a verdict, which writers get.
       if (try_now && watch_)
         try_lock();
-      else if (release_unanswered_)
+      else if (release_due_)
         release_again();
     } catch (const std::exception& e) {
       image_.log(about(image_.traits_.name, e.what()));
@@ -417,14 +417,18 @@ void Image::Maintenance::lock_at_open() {
 /// The lock has just been taken.
 void Image::Maintenance::locked() {
   owner_ = true;
-  release_unanswered_ = false;
+  release_due_ = false;
   try {
     image_.publish_locked();
     const std::scoped_lock lock(mutex_);
     turns_.free();
   } catch (...) {
     owner_ = false;
-    lock_->release();
+    try {
+      lock_->release();
+    } catch (const Error& e) {
+      release_due_ = left(e);
+    }
     throw;
   }
   lock_->announce_acquired(watch_->cookie());
@@ -456,7 +460,7 @@ void Image::Maintenance::try_lock() {
     const std::scoped_lock lock(mutex_);
     lock_wanted_ = true;
   } catch (const Error& e) {
-    release_unanswered_ = e.code() == ETIMEDOUT && lock_->may_be_held();
+    release_due_ = left(e);
     if (e.code() == ESHUTDOWN)
       image_.fail_for_good(ESHUTDOWN, about(image_.traits_.name, e.what()));
     else
@@ -486,21 +490,25 @@ void Image::Maintenance::hand_over() {
     // A lock that is not given back is that of a dead client, some time
     // after the watch has ended.
     image_.log(about(image_.traits_.name, e.what()));
-    release_unanswered_ = e.code() == ETIMEDOUT;
+    release_due_ = left(e);
   }
 }
 
-/// Of a lock that may be held after an operation without an answer.
+/// Whether the lock may have stayed, after an error, with nobody here who uses
+/// it.  Who is shut out leaves it to whoever did that.
+bool Image::Maintenance::left(const Error& e) const {
+  return e.code() != ESHUTDOWN && lock_->may_be_held();
+}
+
+/// Of a lock that has stayed.
 void Image::Maintenance::release_again() {
   try {
     lock_->release();
+    release_due_ = false;
     if (watch_) lock_->announce_released(watch_->cookie());
   } catch (const Error& e) {
-    if (e.code() == ETIMEDOUT) return;
-    // That is an answer.
-    image_.log(about(image_.traits_.name, e.what()));
+    release_due_ = left(e);
   }
-  release_unanswered_ = false;
 }
 
 /// The lock is somebody else's: nothing may be written any more.

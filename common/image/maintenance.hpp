@@ -89,6 +89,7 @@ class Image::Maintenance final : public WatchHandler {
   void try_lock();
   void locked();
   void hand_over();
+  [[nodiscard]] bool left(const Error& e) const;
   void release_again();
   void lose_lock(const std::string& reason);
 
@@ -104,9 +105,9 @@ class Image::Maintenance final : public WatchHandler {
   /// counts as dead.
   std::vector<std::unique_ptr<Watch>> old_watches_;
 
-  /// As watch_: whether the lock has been given back, or taken, has had no
-  /// answer.  Others see an owner that is alive, and must not wait for ever.
-  bool release_unanswered_ = false;
+  /// As watch_: the lock may be held, and is not used.  Others see an owner that
+  /// is alive and does not answer, and must not wait for ever.
+  bool release_due_ = false;
 
   /// The lock is held, or about to be: others are answered by its owner.
   std::atomic<bool> owner_{false};

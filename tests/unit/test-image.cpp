@@ -956,7 +956,8 @@ class TestMetadata : public CppUnit::TestFixture {
   CPPUNIT_TEST(blocklisted_client_that_wants_the_lock);
   CPPUNIT_TEST(another_image_of_this_client_wants_the_lock);
   CPPUNIT_TEST(lost_image_gives_the_lock_back);
-  CPPUNIT_TEST(release_without_an_answer);
+  CPPUNIT_TEST(release_that_fails);
+  CPPUNIT_TEST(lock_that_cannot_be_used);
   CPPUNIT_TEST(owner_of_the_lock_always_watches);
   CPPUNIT_TEST(other_clients_have_their_turns);
   CPPUNIT_TEST(noise_in_the_header);
@@ -1185,25 +1186,45 @@ class TestMetadata : public CppUnit::TestFixture {
   }
 
   // Whoever asked for the lock waits for it, and nobody here wants it.
-  void release_without_an_answer() {
+  void release_that_fails() {
+    for (const int error : {ETIMEDOUT, EIO}) {
+      Bench b(Layout(4 * K, 4 * K, 1), 64 * K);
+      std::atomic<int> unlocked = 0;
+      hold_lock(b, unlocked);
+      b.store.inject({.kind = Kind::write, .oid = "header", .error = error});
+      CPPUNIT_ASSERT_EQUAL(
+          0, b.store.notify("header", encode_notify_request_lock(
+                                          {.gid = 99, .handle = 1}),
+                            10s));
+      CPPUNIT_ASSERT(eventually([&] { return unlocked == 1; }));
+      // Once is enough.
+      std::this_thread::sleep_for(1200ms);
+      CPPUNIT_ASSERT_EQUAL(1, unlocked.load());
+      b.write("y", 0);
+      // The last one to go tries once more: without its watch the lock is a
+      // dead client's.
+      b.store.inject({.kind = Kind::write, .oid = "header", .error = error});
+      b.image.reset();
+      CPPUNIT_ASSERT_EQUAL(2, unlocked.load());
+    }
+  }
+
+  // It cannot be used, and given back only later.
+  void lock_that_cannot_be_used() {
     Bench b(Layout(4 * K, 4 * K, 1), 64 * K);
     std::atomic<int> unlocked = 0;
-    hold_lock(b, unlocked);
-    b.store.inject({.kind = Kind::write, .oid = "header", .error = ETIMEDOUT});
-    CPPUNIT_ASSERT_EQUAL(
-        0, b.store.notify("header",
-                          encode_notify_request_lock({.gid = 99, .handle = 1}),
-                          10s));
+    b.memory.on_exec("lock", "lock", [](auto&, auto, auto&) { return 0; });
+    b.memory.on_exec("lock", "unlock", [&](auto&, auto, auto&) {
+      ++unlocked;
+      return 0;
+    });
+    b.set_view({.size = 64 * K, .lockable = true});
+    b.image->refresh();
+    set_load_error(b, EIO);
+    b.store.inject(
+        {.kind = Kind::write, .oid = "header", .skip = 1, .error = EIO});
+    CPPUNIT_ASSERT_EQUAL(EIO, error_of([&] { b.write("x", 0); }));
     CPPUNIT_ASSERT(eventually([&] { return unlocked == 1; }));
-    // Once is enough.
-    std::this_thread::sleep_for(1200ms);
-    CPPUNIT_ASSERT_EQUAL(1, unlocked.load());
-    b.write("y", 0);
-    // The last one to go tries once more: without its watch the lock is a dead
-    // client's.
-    b.store.inject({.kind = Kind::write, .oid = "header", .error = ETIMEDOUT});
-    b.image.reset();
-    CPPUNIT_ASSERT_EQUAL(2, unlocked.load());
   }
 
   void owner_of_the_lock_always_watches() {

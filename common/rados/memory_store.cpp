@@ -476,21 +476,34 @@ std::unique_ptr<Pending> MemoryStore::start_notify(
   return pending;
 }
 
+void MemoryStore::drop_watches(std::uint64_t client, bool told) {
+  const std::scoped_lock lock(mutex_);
+  lose_watches(
+      [client](const WatchState& w) { return w.who.client == client; }, told);
+}
+
 // Removing an object breaks the watches on it.
 void MemoryStore::lose_watches(const std::string& oid) {
+  lose_watches([&](const WatchState& w) { return w.oid == oid; }, true);
+}
+
+/// The caller holds mutex_.
+void MemoryStore::lose_watches(
+    const std::function<bool(const WatchState&)>& which, bool told) {
   std::vector<WatchPtr> lost;
   for (auto at = watches_.begin(); at != watches_.end();) {
-    if (at->second->oid != oid) {
+    if (!which(*at->second)) {
       ++at;
       continue;
     }
-    at->second->lost = ENOTCONN;
+    if (told) at->second->lost = ENOTCONN;
     for (auto& [id, n] : notifications_) n.unanswered.erase(at->first);
     lost.push_back(at->second);
     at = watches_.erase(at);
   }
   if (lost.empty()) return;
   changed_.notify_all();
+  if (!told) return;
   callbacks_.emplace_back([this, lost = std::move(lost)] {
     for (const auto& state : lost)
       deliver(*state,

@@ -148,6 +148,10 @@ class MemoryStore : public ObjectStore {
                                                 const std::string& oid,
                                                 WatchHandler& handler);
 
+  /// As an OSD that has heard nothing of a client for too long: its watches
+  /// are gone, and it is told so, or not, as one that is cut off.
+  void drop_watches(std::uint64_t client, bool told);
+
   /// Number of watches on an object.
   [[nodiscard]] std::size_t watchers(const std::string& oid);
 
@@ -241,6 +245,8 @@ class MemoryStore : public ObjectStore {
   [[nodiscard]] bool too_big(std::uint64_t offset,
                              std::uint64_t length) const noexcept;
   void lose_watches(const std::string& oid);
+  void lose_watches(const std::function<bool(const WatchState&)>& which,
+                    bool told);
   template <class Callback>
   void deliver(WatchState& state, Callback callback);
 

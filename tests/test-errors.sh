@@ -299,3 +299,29 @@ start_nbdkit -r rados "$c" id=reader keyring="$tmp/reader.keyring" \
 "$nbd_expect" "$(uri)" read-is 0 4096 5 , flag read-only yes
 stop_nbdkit
 unchanged
+
+# nbdkit 1.42 and later send a client the last line.
+say "what a client reads when it cannot connect"
+rbd create --size 4M rbd/held
+rbd create --size 4M rbd/other
+start_rados pool=rbd
+# reads EXPORT WORDS: in the client's message, and nothing that is not its own;
+# the server's log has all.
+reads() {
+  expect_fail "" nbdinfo --size "$(uri "$1")"
+  if grep -q "refused: " <<<"$failure"; then
+    assert_match "refused: $2" "$failure"
+  elif grep -q "refused: " "$nbdkit_log"; then
+    die "not for the client: $failure"
+  fi
+  assert_no_match "127\.0\.0\.1|client\.[0-9]|'rbd'|rbd/|striper" "$failure"
+}
+reads absent "there is no image or snapshot of that name"
+reads "" "choose an image by its name"
+reads broken "that cannot be served"
+client_of_held=$(uri held)
+start_rados pool=rbd
+"$nbd_expect" "$client_of_held" write 0 4096 1 ok , \
+  run "'$nbd_expect' '$(uri held)' connect fail"
+assert_match "rbd/held is locked by client\.[0-9]+ \(127" "$(cat "$nbdkit_log")"
+stop_nbdkit

@@ -15,9 +15,11 @@
 #include <csignal>
 #include <cstdint>
 #include <cstdio>
+#include <exception>
 #include <list>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <string>
 #include <utility>
 
@@ -26,6 +28,7 @@
 #include "gateway.hpp"
 #include "nbdkit/gate.hpp"
 #include "nbdkit/guard.hpp"
+#include "nbdkit/server.hpp"
 #include "nbdkit/throughput.hpp"
 #include "rados/error.hpp"
 #include "rados/quiet.hpp"
@@ -138,33 +141,79 @@ void cleanup() {
 
 // Exports -------------------------------------------------------------------
 
+/// What a client may know of the reason why it is refused: no names but its
+/// own, and no addresses.
+const char* public_reason(int code) {
+  switch (code) {
+    case ENOENT: return "there is no image or snapshot of that name";
+    case EBUSY: return "another client has the lock of the image";
+    case EPERM:
+    case EACCES: return "the server may not serve that";
+    case ESHUTDOWN: return "the cluster has shut the server out; try again";
+    case ETIMEDOUT: return "the cluster does not answer";
+    case ENOMEM: return "the server is out of memory";
+    default: return "that cannot be served";
+  }
+}
+
+/// As guard, while a client connects.  It may be told the last line that nbdkit
+/// logs.
+template <class Result, class Body>
+Result connecting(const char* operation, Result failure, Body&& body) {
+  int code = 0;
+  const Result result = guard(operation, failure, [&] {
+    try {
+      return body();
+    } catch (const Error& e) {
+      code = e.code();
+      throw;
+    } catch (const std::bad_alloc&) {
+      code = ENOMEM;
+      throw;
+    } catch (const std::exception&) {
+      code = EIO;
+      throw;
+    }
+  });
+  if (code == 0 || !errors_reach_clients()) return result;
+  const char* const name = nbdkit_export_name();
+  const bool unnamed =
+      !config->image && code == ENOENT && (name == nullptr || *name == '\0');
+  const int error = errno;
+  nbdkit_error("refused: %s", unnamed ? "choose an image by its name"
+                                      : public_reason(code));
+  errno = error;
+  return result;
+}
+
 int list_exports(int /*readonly*/, int /*is_tls*/,
                  struct nbdkit_exports* exports) {
-  return guard("list_exports", [&] {
+  return connecting("list_exports", -1, [&] {
     if (config->image) {
       if (nbdkit_use_default_export(exports) == -1)
         throw Error(errno, "cannot add an export");
-      return;
+      return 0;
     }
     for (const std::string& name : gateway->list())
       if (nbdkit_add_export(exports, name.c_str(), nullptr) == -1)
         throw Error(errno, "cannot add export " + name);
+    return 0;
   });
 }
 
 /// A configured image needs no name.  In a pool with one image that is the
 /// default; where there are several the client must choose.
 const char* default_export(int /*readonly*/, int /*is_tls*/) {
-  return guard("default_export", static_cast<const char*>(nullptr),
-               []() -> const char* {
-                 if (config->image) return "";
-                 const auto only = gateway->only_image();
-                 return only ? nbdkit_strdup_intern(only->c_str()) : "";
-               });
+  return connecting("default_export", static_cast<const char*>(nullptr),
+                    []() -> const char* {
+                      if (config->image) return "";
+                      const auto only = gateway->only_image();
+                      return only ? nbdkit_strdup_intern(only->c_str()) : "";
+                    });
 }
 
 void* open_export(int readonly) {
-  return guard("open", static_cast<void*>(nullptr), [&]() -> void* {
+  return connecting("open", static_cast<void*>(nullptr), [&]() -> void* {
     const char* name = nbdkit_export_name();
     std::list<Client> made(1);
     Client* const client = &made.front();

@@ -48,7 +48,7 @@ refused "extents&&some" "$c" pool=rbd image=one extents=some
 refused "create" "$c" pool=rbd image=new format=1 size=1M create=perhaps
 refused "full" "$c" pool=rbd image=one full=perhaps
 refused "connect-timeout" "$c" pool=rbd image=one connect-timeout=soon
-refused "lock-wait=-1 is not a number in the range 0 to 86400" "$c" \
+refused "lock-wait=-1 is not a time in the range 0s to 86400s" "$c" \
   pool=rbd image=one lock-wait=-1
 refused "pool=rbd: a pool is given already, in the target" "$c" rbd/one pool=rbd
 refused "'rbd/one': a pool is given already" "$c" pool=rbd target=rbd/one

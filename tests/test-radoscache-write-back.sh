@@ -101,7 +101,7 @@ start_nbdkit --filter=radoscache memory 1000300 cache-assume=exclusive \
 stop_nbdkit
 
 say "old data is written without a request"
-serve file "$tmp/disk" cache-dirty-age=1
+serve file "$tmp/disk" cache-dirty-age=500ms
 "$nbd_expect" "$(uri)" write 1M 4K 1 ok , \
   until 30 run "[ \$(od -An -tu1 -j1048576 -N1 $tmp/disk) = 1 ]"
 # A complete chunk does not get old.

@@ -214,7 +214,7 @@ refused "cache-assume=maybe: use immutable or exclusive" cache-assume=maybe
 refused "cache-mode=writearound: use" cache-mode=writearound
 refused "cache-dirty= is only for cache-mode=writeback" cache-dirty=1M
 refused "cache-dirty-age= is only for cache-mode=writeback" cache-dirty-age=1
-refused "radoscache: cache-dirty-age=0 is not a number in the range 1 to 3600" \
+refused "radoscache: cache-dirty-age=0 is not a time in the range 1ms to 3600s" \
   cache-mode=writeback cache-dirty-age=0
 for key in cache-size cache-block cache-readahead cache-dirty cache-file-size
 do

@@ -231,7 +231,7 @@ struct ImageOptions {
   bool break_lock = false;
   /// Where the lock is handed over: how long another client may have it
   /// before it is asked for it, until that one is known to write.
-  std::chrono::seconds lock_wait = default_lock_wait;
+  std::chrono::milliseconds lock_wait = default_lock_wait;
   /// Of a parent, which is only read, and which its child's link keeps.
   std::shared_ptr<const Lineage> lineage = {};
   /// Trims are rounded inwards to multiples of it; 0: 64 KiB, or the object

@@ -8,12 +8,15 @@
 
 #include <cctype>
 #include <charconv>
+#include <chrono>
+#include <cmath>
 #include <cstdint>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <utility>
 
 namespace nbdrados {
 
@@ -74,6 +77,42 @@ inline constexpr std::uint64_t largest_size = (std::uint64_t{1} << 63) - 1;
   if (n && *n > largest_size / unit) n.reset();
   if (n) *n *= unit;
   return check_range(key, value, "a size", n, least, most);
+}
+
+/// A time, in the formats of nbdkit_parse_delay (nbdkit 1.40): a decimal number
+/// of seconds, or with s, ms, us, μs or ns behind it.  Rounded up to a
+/// millisecond; a time above 0 is at least one.  Throws as parse_number.
+[[nodiscard]] inline std::chrono::milliseconds parse_time(
+    std::string_view key, std::string_view value,
+    std::chrono::milliseconds least, std::chrono::milliseconds most) {
+  static constexpr std::pair<std::string_view, double> units[] = {
+      {"ms", 1}, {"us", 1e-3}, {"μs", 1e-3}, {"ns", 1e-6}, {"s", 1e3}};
+  std::string_view digits = value;
+  double unit = 1e3;
+  for (const auto& [name, milliseconds] : units)
+    if (digits.ends_with(name)) {
+      digits.remove_suffix(name.size());
+      unit = milliseconds;
+      break;
+    }
+  double n = -1;
+  const char* const end = digits.data() + digits.size();
+  // Neither signs nor exponents, and no names such as "inf".
+  if (digits.find_first_not_of("0123456789.") == std::string_view::npos) {
+    const auto [stop, error] = std::from_chars(digits.data(), end, n);
+    if (error != std::errc() || stop != end) n = -1;
+  }
+  const double ms = std::ceil(n * unit);
+  if (n >= 0 && ms >= static_cast<double>(least.count()) &&
+      ms <= static_cast<double>(most.count()))
+    return std::chrono::milliseconds(static_cast<std::int64_t>(ms));
+  const auto text = [](std::chrono::milliseconds t) {
+    return t.count() % 1000 == 0 ? std::to_string(t.count() / 1000) + "s"
+                                 : std::to_string(t.count()) + "ms";
+  };
+  std::string message(key);
+  message.append("=").append(value).append(" is not a time in the range ");
+  throw std::invalid_argument(message + text(least) + " to " + text(most));
 }
 
 }  // namespace nbdrados

@@ -31,7 +31,7 @@ struct ClusterConfig {
   /// Ceph options, set last, so that they win.
   std::vector<std::pair<std::string, std::string>> options;
   /// Bound on connecting and on each metadata operation while opening.
-  std::chrono::seconds connect_timeout{30};
+  std::chrono::milliseconds connect_timeout{30000};
   /// Wait for space in a full cluster or pool, as Ceph does by default,
   /// instead of failing with ENOSPC.
   bool wait_when_full = false;

@@ -1247,7 +1247,8 @@ RadosCluster::RadosCluster(const ClusterConfig& config)
     set("keyfile", *config.keyfile);
   }
   if (config.mon_host) set("mon_host", *config.mon_host);
-  const std::string seconds = std::to_string(config.connect_timeout.count());
+  const std::string seconds = std::to_string(
+      std::chrono::ceil<std::chrono::seconds>(config.connect_timeout).count());
   set("client_mount_timeout", seconds);
   // Bounds commands to monitors (blocklist), which wait for ever by default.
   set("rados_mon_op_timeout", seconds);
@@ -1280,9 +1281,9 @@ void RadosCluster::connect_failed(int r, const ClusterConfig& config) {
   const std::string monitors = option(rados_, "mon_host");
   if (r == -ETIMEDOUT)
     throw Error(ETIMEDOUT, "no Ceph monitor (mon_host=" + monitors +
-                               ") answered within connect-timeout=" +
+                               ") answered within connect-timeout= (" +
                                std::to_string(config.connect_timeout.count()) +
-                               " seconds");
+                               " ms)");
   if (r == -ENOENT && monitors.empty())
     throw Error(ENOENT, "no Ceph monitors known: ceph.conf has no mon_host");
   key_failed(r, config);

@@ -98,15 +98,15 @@ struct Config {
   std::optional<std::uint32_t> block;
   std::uint64_t read_ahead = 1 << 20;
   std::optional<std::uint64_t> dirty;
-  std::optional<unsigned> dirty_age;  ///< seconds
+  std::optional<std::chrono::milliseconds> dirty_age;
   std::string file;
   std::optional<std::uint64_t> file_size;
   bool distinct = false;
 };
 Config config;
 constexpr std::uint64_t dirty_share = 4;
-constexpr unsigned default_dirty_age = 5;
-constexpr unsigned largest_dirty_age = 3600;
+constexpr std::chrono::seconds default_dirty_age{5};
+constexpr std::chrono::seconds largest_dirty_age{3600};
 
 constexpr std::uint64_t default_file_size = std::uint64_t{1} << 30;
 /// What waits to be written to the file is part of cache-size; there is
@@ -133,7 +133,7 @@ constexpr const char* config_help =
     "cache-readahead=<SIZE>     Largest read-ahead, 0 for none (default 1M).\n"
     "cache-dirty=<SIZE>         Memory, of cache-size, for writes that are not\n"
     "                           below yet (default a quarter).\n"
-    "cache-dirty-age=<SECONDS>  How long they stay there (default 5).\n"
+    "cache-dirty-age=<TIME>     How long they stay there (default 5s).\n"
     "cache-file=<PATH>          A folder for a file with blocks that had to\n"
     "                           leave memory.\n"
     "cache-file-size=<SIZE>     Size of that file (default 1G).";
@@ -167,8 +167,7 @@ struct State {
                      least_extents, config.size / extents_share /
                                         CachedExtents::extent_bytes),
                  .dirty = config.mode == Mode::writeback ? &dirty : nullptr,
-                 .age = std::chrono::seconds(
-                     config.dirty_age.value_or(default_dirty_age)),
+                 .age = config.dirty_age.value_or(default_dirty_age),
                  .distinct = config.distinct}) {}
 
   static std::uint64_t dirty_bytes() {
@@ -338,8 +337,8 @@ int set_value(nbdkit_next_config* next, nbdkit_backend* nxdata,
     if (v != "distinct") return choose(key, value, "distinct");
     config.distinct = true;
   } else if (k == "cache-dirty-age") {
-    config.dirty_age =
-        static_cast<unsigned>(parse_number(k, v, 1, largest_dirty_age));
+    config.dirty_age = parse_time(k, v, std::chrono::milliseconds(1),
+                                  largest_dirty_age);
   } else if (k == "cache-file") {
     char* const path = nbdkit_absolute_path(value);
     if (path == nullptr) return -1;

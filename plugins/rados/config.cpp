@@ -38,7 +38,7 @@ const char* const config_help =
     "keyfile=<FILE>             A file with only the user's key.\n"
     "mon-host=<ADDRESSES>       The monitors.\n"
     "ceph.<OPTION>=<VALUE>      Any Ceph option.\n"
-    "connect-timeout=<SECONDS>  Bound on connecting and opening (default 30).\n"
+    "connect-timeout=<TIME>     Bound on connecting and opening (default 30s).\n"
     "clients=<N>                Ceph clients that share the images (default 4).\n"
     "create=true                Create the image first.\n"
     "size=<SIZE>                Size of the new image.\n"
@@ -49,13 +49,15 @@ const char* const config_help =
     "data-pool=<POOL>           The pool for the data of the new image.\n"
     "lock=exclusive|auto|none   The exclusive lock (default exclusive).\n"
     "break-lock=true            Wait for a dead owner's lock.\n"
-    "lock-wait=<SECONDS>        With lock=auto: how long others may maintain the\n"
-    "                           image before writes go on (default 10).\n"
+    "lock-wait=<TIME>           With lock=auto: how long others may maintain the\n"
+    "                           image before writes go on (default 10s).\n"
     "extents=exact|object|off   How exact block status is (default exact).\n"
     "discard-granularity=<SIZE> Trims are rounded inwards to it (default 64K).\n"
     "full=error|wait            When cluster or pool are full (default error).";
 
 namespace {
+
+using namespace std::chrono_literals;
 
 [[noreturn]] void bad(const std::string& text) { throw Error(EINVAL, text); }
 
@@ -147,8 +149,7 @@ void Config::set(const std::string& key, const std::string& value) {
   } else if (key == "mon-host") {
     cluster.mon_host = value;
   } else if (key == "connect-timeout") {
-    cluster.connect_timeout =
-        std::chrono::seconds(parse_number(key, value, 1, 86400));
+    cluster.connect_timeout = parse_time(key, value, 1ms, 24h);
   } else if (key == "clients") {
     clients = parse_number(key, value, 1, 1000);
   } else if (key == "create") {
@@ -181,7 +182,7 @@ void Config::set(const std::string& key, const std::string& value) {
   } else if (key == "break-lock") {
     break_lock = parse_bool(key, value);
   } else if (key == "lock-wait") {
-    lock_wait = std::chrono::seconds(parse_number(key, value, 0, 86400));
+    lock_wait = parse_time(key, value, 0ms, 24h);
   } else if (key == "extents") {
     if (value == "exact")
       extents = ExtentsMode::exact;

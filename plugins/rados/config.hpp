@@ -47,7 +47,7 @@ class Config {
   CreateOptions create_options;
   LockMode lock = LockMode::exclusive;
   bool break_lock = false;
-  std::chrono::seconds lock_wait = default_lock_wait;
+  std::chrono::milliseconds lock_wait = default_lock_wait;
   ExtentsMode extents = ExtentsMode::exact;
   std::uint64_t discard_granularity = 0;  // bytes; 0: the default
 

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <set>
 #include <stdexcept>
+#include <map>
 #include <string>
 
 #include "nbdkit/parameters.hpp"
@@ -175,6 +176,27 @@ class ErrorTest : public CppUnit::TestFixture {
           message([&] { return parse_number("k", value, 1, 86400); }));
     CPPUNIT_ASSERT_EQUAL(std::uint64_t{86400},
                          parse_number("k", "86400", 1, 86400));
+    using std::chrono::milliseconds;
+    for (const auto& [value, ms] :
+         std::map<std::string, int>{{"1", 1000}, {"1.5", 1500}, {"0", 0},
+                                    {"0.0001", 1}, {"2s", 2000}, {"20ms", 20},
+                                    {"1.2ms", 2}, {"3000us", 3}, {"1μs", 1},
+                                    {"5000000ns", 5}, {"60", 60000},
+                                    {".5s", 500}})
+      CPPUNIT_ASSERT_EQUAL_MESSAGE(
+          value, std::int64_t{ms},
+          std::int64_t{parse_time("k", value, milliseconds(0),
+                                  milliseconds(60000))
+                           .count()});
+    for (const std::string value :
+         {"", "s", "-1", "+1", "1e1", "inf", "nan", "1 s", "1m", "1,5", "1.2.3",
+          "60.0001", "9999999999999999999999999", "0.0"})
+      CPPUNIT_ASSERT_EQUAL(
+          "k=" + value + " is not a time in the range 1ms to 60s",
+          message([&] {
+            return parse_time("k", value, milliseconds(1),
+                              milliseconds(60000));
+          }));
   }
 };
 

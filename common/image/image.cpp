@@ -296,7 +296,7 @@ std::shared_ptr<ObjectMap> Image::publish_unlocked() {
     publish(last_);
   }
   view_.synchronize();
-  known_.reset(0);
+  known_.release();
   return map;
 }
 

@@ -29,48 +29,47 @@ void KnownExtents::end() {
 }
 
 void KnownExtents::reset(std::uint64_t objects) {
-  for (Group& group : groups_) group.mutex.lock();
-  try {
-    ++epoch_;
-    all_absent_.store(false);
-    const Bits* const old = bits_.load();
-    if (old != nullptr && old->objects >= objects) {
-      for (auto& word : all_bits_.back()->words) word.store(0);
-    } else {
-      // With some space to grow, so that few are ever made.
-      bits_.store(nullptr);
-      all_bits_.push_back(
-          std::make_unique<Bits>(objects + (old != nullptr ? objects / 4 : 0)));
-      bits_.store(all_bits_.back().get());
-    }
-  } catch (...) {
-    // Without the bits, only less is known.
-  }
+  const AllLocked locked(*this);
+  forget_all(objects);
+}
+
+void KnownExtents::release() {
+  const AllLocked locked(*this);
+  forget_all(0);
+  absent_.release();
+}
+
+/// All groups are locked.
+void KnownExtents::forget_all(std::uint64_t objects) {
+  ++epoch_;
+  all_absent_.store(false);
+  existing_learnt_ = false;
+  objects_.store(objects);
+  absent_.clear();
   for (Group& group : groups_) {
     group.ranges.clear();
     group.bytes = 0;
     group.known = false;
     group.active.store(group.learnings);
-    group.mutex.unlock();
   }
 }
 
-void KnownExtents::set_absent(std::uint64_t object_no, bool absent) noexcept {
-  // Under the mutex of the object's group, so bits_ does not change.
-  const Bits* bits = bits_.load();
-  if (bits == nullptr || object_no >= bits->objects) return;
-  auto& word = all_bits_.back()->words[object_no / 64];
-  const std::uint64_t bit = std::uint64_t{1} << (object_no % 64);
-  if (absent)
-    word.fetch_or(bit);
-  else
-    word.fetch_and(~bit);
+/// Those of the objects [first, end) that have changed while they may have
+/// been asked about; ascending.  All groups are locked.
+std::vector<std::uint64_t> KnownExtents::changed_between(
+    std::uint64_t first, std::uint64_t end) const {
+  std::vector<std::uint64_t> found;
+  for (const Group& group : groups_)
+    for (const std::uint64_t n : group.changed)
+      if (n >= first && n < end) found.push_back(n);
+  std::sort(found.begin(), found.end());
+  return found;
 }
 
 void KnownExtents::forget_locked(Group& group,
                                  std::uint64_t object_no) noexcept {
   const std::scoped_lock lock(group.mutex);
-  set_absent(object_no, false);
+  if (absent_.contains(object_no)) absent_.erase(object_no);
   if (const auto it = group.ranges.find(object_no); it != group.ranges.end()) {
     group.bytes -= size_of(it->second);
     group.ranges.erase(it);
@@ -94,8 +93,10 @@ bool KnownExtents::find(std::uint64_t object_no,
 }
 
 void KnownExtents::Learning::learn_absent(std::uint64_t object_no) {
-  owner_.learning(epoch_, object_no,
-                  [&](Group&) { owner_.set_absent(object_no, true); });
+  owner_.learning(epoch_, object_no, [&](Group&) {
+    if (object_no < owner_.objects_.load())
+      (void)owner_.absent_.insert(object_no, object_no + 1);
+  });
 }
 
 void KnownExtents::Learning::learn(std::uint64_t object_no,

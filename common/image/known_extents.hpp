@@ -30,26 +30,29 @@
 #ifndef NBDRADOS_IMAGE_KNOWN_EXTENTS_HPP
 #define NBDRADOS_IMAGE_KNOWN_EXTENTS_HPP
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <mutex>
 #include <unordered_map>
 #include <unordered_set>
 #include <vector>
 
+#include "image/absent_objects.hpp"
 #include "rados/object_store.hpp"
 
 namespace nbdrados {
 
-/// Thread-safe.  Of absent objects it takes a bit for each object of the
-/// image, of others at most ranges_limit bytes.
+/// Thread-safe.  It takes at most ranges_limit bytes, and what AbsentObjects
+/// does, however large the image is.
 ///
 /// Locks: one mutex for each of a few groups of objects, held for moments
-/// only.  A change of an object takes none as long as nothing of its group is
-/// known or asked, and a reader none for absent().
+/// only, and below these that of AbsentObjects.  A change of an object takes
+/// none as long as nothing of its group is known or asked, and the second one
+/// only where the object was known to be absent; a reader takes none for
+/// absent() and end_of_absent().
 class KnownExtents {
   struct Group;
 
@@ -64,6 +67,8 @@ class KnownExtents {
   /// nothing is ever known.  No absent() may be under way that relies on what
   /// is forgotten.
   void reset(std::uint64_t objects);
+  /// As reset(0), and gives memory back.  No absent() may be under way.
+  void release();
 
   /// Forgets what is known of an object; what is being asked about it now
   /// will not be learnt.  To be called after each change, successful or not.
@@ -74,11 +79,13 @@ class KnownExtents {
 
   /// Whether the object is known not to exist.
   [[nodiscard]] bool absent(std::uint64_t object_no) const noexcept {
-    const Bits* bits = bits_.load();
-    return bits != nullptr && object_no < bits->objects &&
-           (bits->words[object_no / 64].load(std::memory_order_acquire) >>
-                (object_no % 64) &
-            1) != 0;
+    return absent_.contains(object_no);
+  }
+  /// The first object in [object_no, end) that is not known not to exist, or
+  /// `end`.
+  [[nodiscard]] std::uint64_t end_of_absent(std::uint64_t object_no,
+                                            std::uint64_t end) const noexcept {
+    return absent_.end_of_run(object_no, end);
   }
   /// Whether all objects that do not exist are known (see learn_existing).
   [[nodiscard]] bool knows_all_absent() const noexcept {
@@ -101,10 +108,16 @@ class KnownExtents {
 
     void learn_absent(std::uint64_t object_no);
     void learn(std::uint64_t object_no, std::vector<ObjectRange> ranges);
-    /// `exists(n)`: whether object n may exist; the others do not.  Only a
-    /// valid object map says that of all objects (see image_extents.cpp).
+    /// `exists(n)`: whether object n may exist; the others do not.  The same
+    /// is so of all objects before `end_of_run(n)`, which is greater than n.
+    /// Only a valid object map says that of all objects (see
+    /// image_extents.cpp).  Once is enough: nothing happens until a reset.
+    template <class Exists, class EndOfRun>
+    void learn_existing(Exists&& exists, EndOfRun&& end_of_run);
     template <class Exists>
-    void learn_existing(Exists&& exists);
+    void learn_existing(Exists&& exists) {
+      learn_existing(exists, [](std::uint64_t n) { return n + 1; });
+    }
 
    private:
     KnownExtents& owner_;
@@ -114,11 +127,6 @@ class KnownExtents {
  private:
   static constexpr std::size_t groups = 16;
 
-  struct Bits {
-    explicit Bits(std::uint64_t n) : objects(n), words((n + 63) / 64) {}
-    const std::uint64_t objects;
-    std::vector<std::atomic<std::uint64_t>> words;
-  };
   struct alignas(64) Group {
     /// Learnings under way, plus 1 while anything is known.
     std::atomic<std::uint32_t> active{0};
@@ -132,15 +140,33 @@ class KnownExtents {
     std::size_t bytes = 0;  // of `ranges`, about
   };
 
+  /// Holds the mutexes of all groups while it lives.
+  class AllLocked {
+   public:
+    explicit AllLocked(KnownExtents& owner) : groups_(owner.groups_) {
+      for (Group& group : groups_) group.mutex.lock();
+    }
+    ~AllLocked() {
+      for (Group& group : groups_) group.mutex.unlock();
+    }
+    AllLocked(const AllLocked&) = delete;
+    AllLocked& operator=(const AllLocked&) = delete;
+
+   private:
+    std::array<Group, groups>& groups_;
+  };
+
   void begin();
   void end();
+  void forget_all(std::uint64_t objects);
+  [[nodiscard]] std::vector<std::uint64_t> changed_between(
+      std::uint64_t first, std::uint64_t end) const;
   void forget_locked(Group& group, std::uint64_t object_no) noexcept;
   static void set_known(Group& group);
   /// What ranges of an object take, with what the table takes for them.
   static std::size_t size_of(const std::vector<ObjectRange>& ranges) noexcept {
     return 96 + ranges.capacity() * sizeof(ObjectRange);
   }
-  void set_absent(std::uint64_t object_no, bool absent) noexcept;
   /// Calls f(group) with the object's group locked, if something may be
   /// learnt about the object.
   template <class F>
@@ -155,26 +181,43 @@ class KnownExtents {
   std::array<Group, groups> groups_;
   /// Another one after each reset; changed with all groups locked.
   std::atomic<std::uint64_t> epoch_{0};
-  std::atomic<const Bits*> bits_{nullptr};
-  std::atomic<bool> all_absent_{false};
-  /// The present one, and those that a reader may still look at.
-  std::vector<std::unique_ptr<Bits>> all_bits_;  // guarded by all mutexes
+  std::atomic<std::uint64_t> objects_{0};  // as epoch_
+  AbsentObjects absent_;  // an object's changes under its group's mutex
+  std::atomic<bool> all_absent_{false};    // as epoch_
+  bool existing_learnt_ = false;           // guarded by all mutexes
 };
 
-template <class Exists>
-void KnownExtents::Learning::learn_existing(Exists&& exists) {
-  const Bits* bits = owner_.bits_.load();
-  const std::uint64_t objects = bits != nullptr ? bits->objects : 0;
-  for (std::uint64_t first = 0; first < groups; ++first) {
-    Group& group = owner_.groups_[first];
-    const std::scoped_lock lock(group.mutex);
-    if (epoch_ != owner_.epoch_.load()) return;
-    set_known(group);
-    for (std::uint64_t n = first; n < objects; n += groups)
-      if (!exists(n) && !group.changed.contains(n))
-        owner_.set_absent(n, true);
+template <class Exists, class EndOfRun>
+void KnownExtents::Learning::learn_existing(Exists&& exists,
+                                            EndOfRun&& end_of_run) {
+  // Not all at once, because changes wait.
+  constexpr std::uint64_t step = 8 * AbsentObjects::page_objects;
+  bool all = true;
+  for (std::uint64_t n = 0;;) {
+    const AllLocked locked(owner_);
+    if (epoch_ != owner_.epoch_.load() || owner_.existing_learnt_) return;
+    const std::uint64_t objects = owner_.objects_.load();
+    if (n >= objects) {
+      owner_.existing_learnt_ = true;
+      owner_.all_absent_.store(all);
+      return;
+    }
+    for (Group& group : owner_.groups_) set_known(group);
+    const std::uint64_t end = std::min(objects, (n / step + 1) * step);
+    const std::vector<std::uint64_t> changed = owner_.changed_between(n, end);
+    while (n < end) {
+      const std::uint64_t run = end_of_run(n);
+      if (exists(n)) {
+        n = run;
+        continue;
+      }
+      const auto skip = std::lower_bound(changed.begin(), changed.end(), n);
+      const bool skips = skip != changed.end() && *skip < std::min(run, end);
+      const std::uint64_t stop = skips ? *skip : std::min(run, end);
+      all = owner_.absent_.insert(n, stop) && all;
+      n = stop + (skips ? 1 : 0);
+    }
   }
-  owner_.all_absent_.store(true);
 }
 
 }  // namespace nbdrados

@@ -11,6 +11,7 @@
 #include "image/exclusive_lock.hpp"
 #include "image/format2_snapshots.hpp"
 #include "image/formats.hpp"
+#include "image/map_loader.hpp"
 #include "image/map_reader.hpp"
 #include "rados/error.hpp"
 #include "rbd/features.hpp"
@@ -236,18 +237,15 @@ class Format2 final : public ImageFormat {
     if (snap == snap_) {
       states = read_map();
     } else {
-      std::string reply;
-      const int r =
-          pool_.store
-              ->exec(format2_object_map_oid(id_, snap), rbd_class,
-                     object_map_method_load, {}, &reply)
-              ->wait_for(pool_.timeout());
-      if (r == -ENOENT || r == -EINVAL) return nullptr;
-      check(r, traits_.name + ": cannot read an object map");
       try {
-        states = std::make_shared<const ObjectStates>(decode_object_map(reply));
-      } catch (const Error&) {
-        return nullptr;  // Without it, it only takes longer.
+        states = std::make_shared<const ObjectStates>(
+            load_object_map(*pool_.store, format2_object_map_oid(id_, snap),
+                            pool_.timeout())
+                .states);
+      } catch (const Error& e) {
+        // Without it, it only takes longer.
+        if (e.code() == ENOENT || e.code() == EINVAL) return nullptr;
+        throw Error(e.code(), traits_.name + ": " + e.what());
       }
     }
     return valid() ? states : nullptr;

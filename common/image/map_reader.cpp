@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <utility>
 
+#include "image/map_loader.hpp"
 #include "rados/error.hpp"
 #include "rbd/features.hpp"
 #include "rbd/format2.hpp"
@@ -98,23 +99,24 @@ std::shared_ptr<const ObjectStates> MapReader::read() {
   // read may bring counts.  (0 would be all.)
   Kept now;
   std::uint64_t size = 0;
-  std::string bytes;
-  if (!ask_versions(now, size) || size == 0 || size > longest_map ||
-      !valid() || !exists(*store_.read_all(map_oid_, size, &bytes)))
+  if (!ask_versions(now, size) || size == 0 || size > longest_map || !valid())
     return nullptr;
+  LoadedMap map;
+  try {
+    map = load_object_map(store_, map_oid_, limit_, size);
+  } catch (const Error& e) {
+    // Without it, it only takes longer.
+    if (e.code() == ENOENT || e.code() == EINVAL) return nullptr;
+    throw;
+  }
   // Valid before and after, so in between: making an invalid map valid takes a
   // pass over all objects.
   if (!valid()) return nullptr;
-  try {
-    now.states =
-        std::make_shared<const ObjectStates>(decode_object_map(bytes));
-  } catch (const Error&) {
-    return nullptr;  // Without it, it only takes longer.
-  }
-  now.footer_at = object_map_footer_offset(bytes);
-  now.footer = bytes.substr(now.footer_at);
+  now.states = std::make_shared<const ObjectStates>(std::move(map.states));
   // Without checksums nothing proves that it is the same map next time.
-  if (now.footer.size() <= sizeof(std::uint32_t)) return now.states;
+  if (map.footer.empty()) return now.states;
+  now.footer_at = map.footer_at;
+  now.footer = std::move(map.footer);
   const std::scoped_lock lock(mutex_);
   kept_ = now;
   return now.states;

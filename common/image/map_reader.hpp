@@ -5,8 +5,8 @@
 // object, and says in the header that the map is invalid before it goes on
 // without.  So a map that is valid tells all objects of that moment.
 //
-// The last map is kept, two bits an object, and read again only when it may be
-// another one.  Small questions tell that: what are the flags, and are these
+// The last map is kept (see ObjectStates for its memory) and read again only when
+// it may be another one.  Small questions tell that: what are the flags, and are these
 // still the same versions of header and map?  If they are, nothing has changed
 // until the earlier answer, and at that moment the map was valid and is the
 // one that is kept.
@@ -38,8 +38,9 @@ class MapReader {
   MapReader(ObjectStore& store, std::string header_oid, std::string map_oid,
             SnapId snap, std::chrono::milliseconds limit);
 
-  /// The map as it is at some moment of the call; null: there is none, or it
-  /// cannot be believed.  Throws Error.
+  /// The map as it is at some moment of the call, for each object (see
+  /// map_loader.hpp); null: there is none, or it cannot be believed.  Throws
+  /// Error.
   [[nodiscard]] std::shared_ptr<const ObjectStates> read();
 
  private:

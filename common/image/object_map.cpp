@@ -6,18 +6,13 @@
 #include <cerrno>
 #include <utility>
 
+#include "image/map_loader.hpp"
 #include "rbd/cls_lock.hpp"
 #include "rbd/format2.hpp"
 
 namespace nbdrados {
 
 namespace {
-
-constexpr unsigned objects_per_word = 32;
-
-constexpr unsigned shift_of(std::uint64_t object_no) noexcept {
-  return 62 - 2 * static_cast<unsigned>(object_no % objects_per_word);
-}
 
 /// The lock of a map has no cookie and no tag: who has the image's lock has
 /// the right to it (ceph: src/librbd/object_map/LockRequest.cc).
@@ -76,7 +71,7 @@ struct ObjectMap::Operation {
 };
 
 ObjectMap::ObjectMap(ObjectStore& store, std::string image_id,
-                     std::string oid, const ObjectStates& states,
+                     std::string oid, ObjectStates states,
                      std::chrono::milliseconds limit)
     : store_(store),
       image_id_(std::move(image_id)),
@@ -85,18 +80,14 @@ ObjectMap::ObjectMap(ObjectStore& store, std::string image_id,
                                           no_cookie, no_tag)),
       objects_(states.size()),
       limit_(limit),
-      words_((states.size() + objects_per_word - 1) / objects_per_word) {
-  const std::string& bits = states.bits();
-  for (std::size_t i = 0; i < words_.size(); ++i) {
-    std::uint64_t word = 0;
-    for (std::size_t k = 0; k < 8; ++k) {
-      const std::size_t at = 8 * i + k;
-      const auto byte =
-          at < bits.size() ? static_cast<unsigned char>(bits[at]) : 0U;
-      word = word << 8 | byte;
-    }
-    words_[i].store(word, std::memory_order_relaxed);
-  }
+      blocks_((states.size() + object_map_block - 1) / object_map_block) {
+  std::vector<StateBlockPointer> blocks = states.take_blocks();
+  for (std::size_t i = 0; i < blocks_.size(); ++i)
+    blocks_[i].store(blocks[i].release(), std::memory_order_relaxed);
+}
+
+ObjectMap::~ObjectMap() {
+  for (const auto& block : blocks_) FreeStateBlock()(block.load());
 }
 
 std::shared_ptr<ObjectMap> ObjectMap::open(ObjectStore& store,
@@ -142,17 +133,14 @@ std::shared_ptr<ObjectMap> ObjectMap::open(ObjectStore& store,
     }
   };
   try {
-    std::string reply;
-    wait_check(*store.exec(oid, rbd_class, object_map_method_load, {}, &reply),
-               limit, "cannot load object map " + oid);
-    const ObjectStates states = decode_object_map(reply);
+    ObjectStates states = load_object_map(store, oid, limit).states;
     if (states.size() < objects)
       throw Error(EINVAL, "object map " + oid + " is for " +
                               std::to_string(states.size()) +
                               " objects, and the image has " +
                               std::to_string(objects));
     return std::shared_ptr<ObjectMap>(new ObjectMap(
-        store, std::move(image_id), std::move(oid), states, limit));
+        store, std::move(image_id), std::move(oid), std::move(states), limit));
   } catch (...) {
     unlock();
     throw;
@@ -186,9 +174,21 @@ ObjectState ObjectMap::state(std::uint64_t object_no) const noexcept {
 }
 
 ObjectState ObjectMap::raw(std::uint64_t object_no) const noexcept {
-  const std::uint64_t word =
-      words_[object_no / objects_per_word].load(std::memory_order_acquire);
-  return static_cast<ObjectState>(word >> shift_of(object_no) & 3);
+  return (*blocks_[object_no / object_map_block].load(
+      std::memory_order_acquire))[object_no];
+}
+
+std::uint64_t ObjectMap::end_of_absent(std::uint64_t object_no,
+                                       std::uint64_t end) const noexcept {
+  const std::uint64_t last = std::min(end, objects_);
+  while (object_no < last && !failed_.load(std::memory_order_acquire)) {
+    const std::uint64_t block = object_no / object_map_block;
+    const std::uint64_t stop = std::min(last, (block + 1) * object_map_block);
+    object_no = blocks_[block].load(std::memory_order_acquire)
+                    ->end_of_absent(object_no, stop);
+    if (object_no != stop) break;
+  }
+  return object_no;
 }
 
 bool ObjectMap::concerns(Kind kind, std::uint64_t object_no) const noexcept {
@@ -234,18 +234,20 @@ void ObjectMap::add(std::uint64_t object_no, std::vector<Range>& out) {
     out.push_back({object_no, object_no + 1});
 }
 
-/// The caller holds mutex_, so that nobody else writes to the words.
-void ObjectMap::apply(Kind kind, std::span<const Range> ranges) noexcept {
-  const auto to = static_cast<std::uint64_t>(target(kind));
+/// The caller holds mutex_, as for own, so that nobody else changes a block.
+void ObjectMap::apply(Kind kind, std::span<const Range> ranges) {
   for (const Range& r : ranges)
-    for (std::uint64_t n = r.first; n < r.end; ++n) {
-      if (!concerns(kind, n)) continue;
-      std::atomic<std::uint64_t>& word = words_[n / objects_per_word];
-      const unsigned shift = shift_of(n);
-      const std::uint64_t now = word.load(std::memory_order_relaxed);
-      word.store((now & ~(std::uint64_t{3} << shift)) | to << shift,
-                 std::memory_order_release);
-    }
+    for (std::uint64_t n = r.first; n < r.end; ++n)
+      if (concerns(kind, n)) own(n / object_map_block).set(n, target(kind));
+}
+
+/// The block, for changing it.
+StateBlock& ObjectMap::own(std::uint64_t block) {
+  StateBlock* const now = blocks_[block].load(std::memory_order_relaxed);
+  if (!now->is_uniform()) return *now;
+  auto* const copy = new StateBlock(*now);
+  blocks_[block].store(copy, std::memory_order_release);
+  return *copy;
 }
 
 // Changes -----------------------------------------------------------------------

@@ -62,6 +62,15 @@
 // `exists` without an object: at most CreationRuns::most - 1 for each of a few
 // places that were being filled.
 //
+// Memory.  Two bits an object, in blocks, and blocks in which all objects have
+// the same state are one for all.  A thread that changes the first object of
+// such a block copies it, changes the copy and then puts it in the table, in
+// whose entry a reader finds the one or the other, each with what it had to
+// say.  No reader can find a block that has been freed: those that are for all
+// live for ever, and the map's own ones stay in the table until the map goes,
+// whose users (View::map) hold it.  (So what has been full once and empty again
+// takes its memory until the lock is taken the next time.)
+//
 // Failure.  A batch that fails leaves it open what the pool has.  All its
 // callers get the error, and so does every later call that would change
 // something.  state() says `exists` of all objects from then on: callers go
@@ -92,7 +101,8 @@ namespace nbdrados {
 
 /// Thread-safety: all members may be called by any thread.
 /// Lock: mutex_ guards the queue, the leadership and the error, and writes
-/// to words_; it is never held during I/O.
+/// to blocks_ and what is in them; it is never held during I/O.
+/// Takes the memory of an ObjectStates.
 class ObjectMap {
  public:
   /// Locks the map's object and loads it.  Only for who holds the image's
@@ -105,8 +115,8 @@ class ObjectMap {
   /// `limit`.  A map of more objects is fine (a shrinking was interrupted).
   ///
   /// Throws Error where there is no map that can be used, in particular
-  /// ENOENT (none), EINVAL (too small, or damaged) and EIO (its encoding).
-  /// The map is then not locked.
+  /// ENOENT (none) and EINVAL (too small, or damaged).  The map is then not
+  /// locked.
   [[nodiscard]] static std::shared_ptr<ObjectMap> open(
       ObjectStore& store, std::string image_id, std::uint64_t objects,
       std::chrono::milliseconds limit);
@@ -117,6 +127,7 @@ class ObjectMap {
   /// That it was not locked (any more) is no error.  Throws Error.
   /// The destructor does not unlock.
   void close();
+  ~ObjectMap();
 
   ObjectMap(const ObjectMap&) = delete;
   ObjectMap& operator=(const ObjectMap&) = delete;
@@ -128,6 +139,11 @@ class ObjectMap {
   [[nodiscard]] bool may_exist(std::uint64_t object_no) const noexcept {
     return state(object_no) != ObjectState::nonexistent;
   }
+
+  /// The first object in [object_no, end) that may exist, or `end`; without a
+  /// lock.
+  [[nodiscard]] std::uint64_t end_of_absent(std::uint64_t object_no,
+                                            std::uint64_t end) const noexcept;
 
   /// Before objects are written to: when it returns they are `exists` in the
   /// pool.  No operation and no lock where they were already.  Throws Error;
@@ -170,7 +186,7 @@ class ObjectMap {
   struct Operation;
 
   ObjectMap(ObjectStore& store, std::string image_id, std::string oid,
-            const ObjectStates& states, std::chrono::milliseconds limit);
+            ObjectStates states, std::chrono::milliseconds limit);
 
   [[nodiscard]] ObjectState raw(std::uint64_t object_no) const noexcept;
   /// Whether a change changes an object.
@@ -179,7 +195,8 @@ class ObjectMap {
   [[nodiscard]] static ObjectState target(Kind kind) noexcept;
   void add_needed(Kind kind, Range range, std::vector<Range>& out) const;
   static void add(std::uint64_t object_no, std::vector<Range>& out);
-  void apply(Kind kind, std::span<const Range> ranges) noexcept;
+  void apply(Kind kind, std::span<const Range> ranges);
+  [[nodiscard]] StateBlock& own(std::uint64_t block);
   void check_range(std::uint64_t first, std::uint64_t count) const;
   void change(Kind kind, std::uint64_t first, std::uint64_t count);
   void change(Kind kind, std::span<const std::uint64_t> objects);
@@ -206,8 +223,7 @@ class ObjectMap {
   const std::string assert_locked_;  // input of that method
   const std::uint64_t objects_;
   const std::chrono::milliseconds limit_;
-  /// 32 objects each, the first one in the two highest bits.
-  std::vector<std::atomic<std::uint64_t>> words_;
+  std::vector<std::atomic<StateBlock*>> blocks_;
   std::atomic<bool> failed_{false};
 
   std::mutex mutex_;

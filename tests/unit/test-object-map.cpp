@@ -31,6 +31,7 @@
 #include <vector>
 
 #include "image/creation_runs.hpp"
+#include "image/map_loader.hpp"
 #include "image/map_reader.hpp"
 #include "image/object_map.hpp"
 #include "rados/error.hpp"
@@ -260,6 +261,9 @@ class ObjectMapTest : public CppUnit::TestFixture {
   CPPUNIT_TEST(locked_by_others);
   CPPUNIT_TEST(not_opened);
   CPPUNIT_TEST(large);
+  CPPUNIT_TEST(first_change_of_a_block);
+  CPPUNIT_TEST(end_of_absent);
+  CPPUNIT_TEST(readers_while_blocks_are_made);
   CPPUNIT_TEST(marks);
   CPPUNIT_TEST(removals);
   CPPUNIT_TEST(creations);
@@ -369,17 +373,11 @@ class ObjectMapTest : public CppUnit::TestFixture {
       CPPUNIT_ASSERT(pool.base.holder != pool.base.self);
       CPPUNIT_ASSERT_EQUAL(n + 1, pool.store.hits());
     }
-    // A reply that makes no sense.
-    pool.base.on_exec("rbd", "object_map_load", [](auto&, auto, auto& out) {
-      out = "nonsense";
-      return 0;
-    });
-    try {
-      open(10);
-      CPPUNIT_FAIL("opened");
-    } catch (const Error& e) {
-      CPPUNIT_ASSERT_EQUAL(EIO, e.code());
-    }
+    // A checksum that is wrong.
+    MemoryObject changed = map_object(ObjectStates(10));
+    changed.data.write(18, "x");
+    pool.base.put(oid, changed);
+    refused([&] { open(10); }, EINVAL);
     CPPUNIT_ASSERT_EQUAL(std::string(), pool.base.holder);
   }
 
@@ -393,6 +391,92 @@ class ObjectMapTest : public CppUnit::TestFixture {
     CPPUNIT_ASSERT(map->state(objects - 1) == State::exists);
     CPPUNIT_ASSERT(pool.base.map()[objects - 1] == State::exists);
     CPPUNIT_ASSERT(pool.base.map()[objects - 2] == State::exists_clean);
+  }
+
+  // Two images, and all blocks of one state: each changes one object only.
+  void first_change_of_a_block() {
+    constexpr std::uint64_t block = object_map_block;
+    for (const State state : {State::nonexistent, State::exists_clean}) {
+      Pool pool(4 * block + 3, state);
+      Pool other(4 * block + 3, state);
+      const auto map = pool.open();
+      const auto unchanged = other.open();
+      std::string all(4 * block + 3, "0EPC"[static_cast<unsigned>(state)]);
+      for (const std::uint64_t n : {block, 3 * block - 1, 4 * block + 2}) {
+        map->mark_exists(n, 1);
+        all[n] = 'E';
+        CPPUNIT_ASSERT_EQUAL(all, both(pool, *map));
+      }
+      map->begin_removal(block - 1, 2);
+      map->end_removal(block - 1, 2);
+      all[block - 1] = all[block] = '0';
+      CPPUNIT_ASSERT_EQUAL(all, both(pool, *map));
+      CPPUNIT_ASSERT_EQUAL(
+          std::string(all.size(), "0EPC"[static_cast<unsigned>(state)]),
+          both(other, *unchanged));
+    }
+  }
+
+  void end_of_absent() {
+    constexpr std::uint64_t objects = 3 * object_map_block + 40;
+    Pool pool(objects);
+    const auto map = pool.open();
+    const auto check = [&](std::uint64_t first, std::uint64_t end) {
+      std::uint64_t n = first;
+      while (n < end && !map->may_exist(n)) ++n;
+      CPPUNIT_ASSERT_EQUAL(n, map->end_of_absent(first, end));
+    };
+    const auto check_all = [&] {
+      for (const std::uint64_t first :
+           {std::uint64_t{0}, std::uint64_t{31}, object_map_block - 1,
+            2 * object_map_block + 5, objects - 1, objects, objects + 5})
+        for (const std::uint64_t end :
+             {first, first + 1, first + 33, first + 2 * object_map_block,
+              objects, objects + 100})
+          if (end >= first) check(first, end);
+    };
+    check_all();
+    for (const std::uint64_t n :
+         {objects - 1, 2 * object_map_block + 37, std::uint64_t{32}}) {
+      map->mark_exists(n, 1);
+      check_all();
+    }
+    pool.store.inject({.oid = oid, .error = EIO});
+    refused([&] { map->mark_exists(5, 1); }, EIO);
+    CPPUNIT_ASSERT_EQUAL(std::uint64_t{7}, map->end_of_absent(7, 20));
+  }
+
+  // What is not changed keeps its state, and a mark that a thread has seen
+  // stays, while blocks are copied below the readers.
+  void readers_while_blocks_are_made() {
+    constexpr std::uint64_t blocks = 60;
+    Pool pool(blocks * object_map_block);
+    const auto map = pool.open();
+    std::atomic<std::uint64_t> marked{0};
+    std::atomic<bool> wrong{false};
+    for (unsigned t = 0; t < 2; ++t)
+      pool.start([&, t] {
+        std::mt19937 random(t);
+        std::uint64_t seen = 0;
+        while (seen < blocks) {
+          seen = marked.load();
+          const std::uint64_t n = random() % blocks;
+          const bool exists =
+              map->state(n * object_map_block + 5) == State::exists;
+          if (n < seen && !exists) wrong = true;
+          if (map->may_exist(n * object_map_block + 4)) wrong = true;
+          const std::uint64_t end =
+              std::min((n + 1) * object_map_block + 5, map->objects());
+          if (map->end_of_absent(n * object_map_block + 6, end) != end)
+            wrong = true;
+        }
+      });
+    for (std::uint64_t n = 0; n < blocks; ++n) {
+      map->mark_exists(n * object_map_block + 5, 1);
+      marked = n + 1;
+    }
+    pool.join();
+    CPPUNIT_ASSERT(!wrong);
   }
 
   void marks() {
@@ -1353,6 +1437,145 @@ class CreationRunsTest : public CppUnit::TestFixture {
 };
 
 CPPUNIT_TEST_SUITE_REGISTRATION(CreationRunsTest);
+
+/// Maps that are larger than what is read at once.
+class MapLoaderTest : public CppUnit::TestFixture {
+  CPPUNIT_TEST_SUITE(MapLoaderTest);
+  CPPUNIT_TEST(any_size);
+  CPPUNIT_TEST(changed_while_read);
+  CPPUNIT_TEST(changed_again_and_again);
+  CPPUNIT_TEST(damaged);
+  CPPUNIT_TEST(large_without_checksums);
+  CPPUNIT_TEST(errors);
+  CPPUNIT_TEST_SUITE_END();
+
+  static constexpr std::uint64_t piece = map_piece * 4;  // objects
+  static constexpr std::uint64_t objects = 5 * piece + 70'001;
+  MemoryStore memory_;
+  FaultStore store_{memory_};
+
+  // Its first and last block have many states, others one.
+  static ObjectStates some_map(std::uint64_t count) {
+    ObjectStates map(count, State::exists);
+    for (std::uint64_t n = 0; n < count; n += 1 + n % 5)
+      if (n < 2'000 || n + 2'000 > count) map.set(n, State(n % 4));
+    if (count > piece)
+      map.set(piece, count / 2, State::nonexistent);
+    return map;
+  }
+  LoadedMap load(std::uint64_t size = map_piece) {
+    store_.clear_log();
+    return load_object_map(store_, oid, limit, size);
+  }
+  void refused_with(int code) {
+    refused([&] { (void)load(); }, code);
+  }
+  std::string bytes() { return memory_.find(oid)->data.bytes(); }
+
+ public:
+  void any_size() {
+    for (const std::uint64_t count :
+         {std::uint64_t{0}, std::uint64_t{1}, piece - 200'000, piece - 100,
+          piece - 1, piece, piece + 1, 3 * piece, objects}) {
+      memory_.put(oid, map_object(some_map(count)));
+      const LoadedMap map = load();
+      CPPUNIT_ASSERT(map.states == some_map(count));
+      CPPUNIT_ASSERT_EQUAL(bytes().substr(map.footer_at), map.footer);
+      CPPUNIT_ASSERT_EQUAL(std::size_t{1}, store_.count(Kind::read_all));
+      // What is in flight takes memory.
+      CPPUNIT_ASSERT(store_.most_in_flight() <= 6);
+      for (const FaultStore::Record& r : store_.log())
+        CPPUNIT_ASSERT(r.length <= map_piece);
+      CPPUNIT_ASSERT(load(bytes().size()).states == some_map(count));
+      for (const FaultStore::Record& r : store_.log())
+        CPPUNIT_ASSERT(r.length <= bytes().size());
+    }
+  }
+
+  // Between the checksums of a piece and its data.
+  void changed_while_read() {
+    memory_.put(oid, map_object(some_map(objects)));
+    ObjectStates changed = some_map(objects);
+    changed.set(2 * piece + 5, State::pending);
+    // After what follows the data, checksums and data in turn.
+    store_.inject({.kind = Kind::read, .skip = 6, .held = true});
+    std::jthread loading([&] {
+      const LoadedMap map = load();
+      CPPUNIT_ASSERT(map.states == changed);
+      CPPUNIT_ASSERT_EQUAL(bytes().substr(map.footer_at), map.footer);
+    });
+    CPPUNIT_ASSERT(store_.wait_until_held(1));
+    memory_.put(oid, map_object(changed));
+    store_.release();
+  }
+
+  void changed_again_and_again() {
+    memory_.put(oid, map_object(some_map(objects)));
+    // The sums of another map each time.
+    store_.inject({.kind = Kind::read,
+                   .skip = 1,
+                   .times = FaultStore::always,
+                   .short_read = 4});
+    refused_with(EINVAL);
+    CPPUNIT_ASSERT(store_.count(Kind::read) < 40);
+  }
+
+  void damaged() {
+    memory_.put(oid, map_object(some_map(objects)));
+    const std::string good = bytes();
+    const auto put = [&](std::string content) {
+      MemoryObject object;
+      object.data.write(0, content);
+      memory_.put(oid, object);
+    };
+    const std::uint64_t footer = load().footer_at;
+    // Header, data in each piece, footer, checksums.
+    for (const std::uint64_t at :
+         {std::uint64_t{0}, std::uint64_t{10}, std::uint64_t{18},
+          3 * map_piece, footer - 1, footer, footer + 4, footer + 8,
+          footer + 12, good.size() - 1}) {
+      std::string bad = good;
+      ++bad[at];
+      put(bad);
+      refused_with(EINVAL);
+    }
+    for (const std::uint64_t size :
+         {std::uint64_t{1}, map_piece, footer - 1, footer + 3, footer + 4,
+          footer + 20, good.size() - 1}) {
+      put(good.substr(0, size));
+      refused_with(EINVAL);
+    }
+    put(good);
+    CPPUNIT_ASSERT(load().states == some_map(objects));
+  }
+
+  void large_without_checksums() {
+    MemoryObject object;
+    object.data.write(0, encode_object_map(some_map(objects),
+                                           ObjectMapFooter::empty));
+    memory_.put(oid, object);
+    const LoadedMap map = load();
+    CPPUNIT_ASSERT(map.states == some_map(objects));
+    CPPUNIT_ASSERT_EQUAL(std::string(), map.footer);
+  }
+
+  void errors() {
+    refused_with(ENOENT);
+    memory_.put(oid, MemoryObject{});
+    refused_with(ENOENT);
+    memory_.put(oid, map_object(some_map(objects)));
+    const std::size_t operations = (load(), store_.log().size());
+    for (std::size_t n = 0; n < operations; ++n) {
+      store_.inject({.skip = n, .error = EIO});
+      refused_with(EIO);
+      store_.inject({.skip = n, .held = true});
+      refused([&] { (void)load_object_map(store_, oid, 20ms); }, ETIMEDOUT);
+      CPPUNIT_ASSERT_EQUAL(std::size_t{0}, store_.held());
+    }
+    CPPUNIT_ASSERT_EQUAL(std::size_t{0}, store_.problems().size());
+  }
+};
+CPPUNIT_TEST_SUITE_REGISTRATION(MapLoaderTest);
 
 /// The flags are the header's only bytes here.  Asking for them gives it no
 /// other version, as methods of MemoryStore do.

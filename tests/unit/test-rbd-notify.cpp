@@ -10,12 +10,14 @@
 
 #include <cppunit/extensions/HelperMacros.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <initializer_list>
 #include <optional>
+#include <random>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -329,6 +331,9 @@ class ObjectMapCodecTest : public CppUnit::TestFixture {
   CPPUNIT_TEST_SUITE(ObjectMapCodecTest);
   CPPUNIT_TEST(order_of_bits);
   CPPUNIT_TEST(states);
+  CPPUNIT_TEST(blocks_of_states);
+  CPPUNIT_TEST(states_as_a_string);
+  CPPUNIT_TEST(pieces);
   CPPUNIT_TEST(real_maps);
   CPPUNIT_TEST(blocks);
   CPPUNIT_TEST(empty_map);
@@ -367,6 +372,129 @@ class ObjectMapCodecTest : public CppUnit::TestFixture {
                          std::length_error);
     CPPUNIT_ASSERT_THROW(ObjectStates(4, std::string(2, '\0')),
                          std::length_error);
+  }
+
+  // Blocks of one state have no memory, whatever made them so; and no copy
+  // changes with another one.
+  void blocks_of_states() {
+    constexpr std::uint64_t block = object_map_block;
+    for (unsigned s = 0; s < 4; ++s) {
+      const auto state = static_cast<ObjectState>(s);
+      const ObjectStates map(3 * block + 5, state);
+      CPPUNIT_ASSERT_EQUAL(block, map.end_of_run(0));
+      CPPUNIT_ASSERT_EQUAL(block, map.end_of_run(block - 1));
+      CPPUNIT_ASSERT_EQUAL(2 * block, map.end_of_run(block));
+      const ObjectStates decoded(map.size(), map.bits());
+      CPPUNIT_ASSERT(decoded == map);
+      CPPUNIT_ASSERT_EQUAL(3 * block, decoded.end_of_run(2 * block + 7));
+      ObjectStates set(map.size());
+      set.set(0, map.size(), state);
+      CPPUNIT_ASSERT(set == map);
+      CPPUNIT_ASSERT_EQUAL(2 * block, set.end_of_run(block));
+
+      ObjectStates changed = map;
+      const auto other = static_cast<ObjectState>(3 - s);
+      changed.set(block + 9, other);
+      CPPUNIT_ASSERT(changed[block + 8] == state);
+      CPPUNIT_ASSERT(changed[block + 9] == other);
+      CPPUNIT_ASSERT(map[block + 9] == state && decoded == map);
+      CPPUNIT_ASSERT_EQUAL(block + 10, changed.end_of_run(block + 9));
+      CPPUNIT_ASSERT(changed != map);
+      const ObjectStates copy = changed;
+      changed.set(block + 9, state);
+      CPPUNIT_ASSERT(changed == map && copy != map);
+      CPPUNIT_ASSERT(ObjectStates(3 * block + 5, state) == map);
+    }
+    // Takes hardly more than this.
+    const ObjectStates largest(object_map_max);
+    CPPUNIT_ASSERT_EQUAL(object_map_max,
+                         largest.end_of_absent(0, ~std::uint64_t{0}));
+  }
+
+  void states_as_a_string() {
+    std::mt19937 random(3);
+    std::string model(2 * object_map_block + 77, '0');
+    ObjectStates map(model.size());
+    const auto any = [&] { return random() % model.size(); };
+    for (int i = 0; i < 400; ++i) {
+      const unsigned s = random() % 4;
+      std::size_t first = any();
+      std::size_t end = first + 1;
+      if (i % 4 == 1) end = std::min(model.size(), first + random() % 100);
+      if (i % 40 == 2) end = first + random() % (model.size() - first);
+      if (i % 40 == 3) first = 0;
+      std::fill(model.begin() + static_cast<std::ptrdiff_t>(first),
+                model.begin() + static_cast<std::ptrdiff_t>(end),
+                static_cast<char>('0' + s));
+      if (end == first + 1)
+        map.set(first, static_cast<ObjectState>(s));
+      else
+        map.set(first, end, static_cast<ObjectState>(s));
+      if (i % 100 == 99) {
+        map.grow(map.size() + 10'000);
+        model.resize(model.size() + 10'000, '0');
+      }
+      const std::size_t from = any();
+      const std::size_t to = from + random() % (model.size() - from);
+      CPPUNIT_ASSERT_EQUAL(
+          std::min(to, std::min(model.size(),
+                                model.find_first_not_of('0', from))),
+          std::size_t{map.end_of_absent(from, to)});
+      const std::size_t run = map.end_of_run(from);
+      CPPUNIT_ASSERT(run > from && run <= model.size());
+      CPPUNIT_ASSERT(run <= model.find_first_not_of(model[from], from));
+    }
+    for (std::size_t n = 0; n < model.size(); ++n)
+      CPPUNIT_ASSERT_EQUAL(model[n], "0123"[static_cast<unsigned>(map[n])]);
+    // It says nothing of what is behind its end.
+    map = ObjectStates(5);
+    CPPUNIT_ASSERT_EQUAL(std::uint64_t{5}, map.end_of_absent(2, 100));
+    CPPUNIT_ASSERT_EQUAL(std::uint64_t{70}, map.end_of_absent(70, 100));
+    CPPUNIT_ASSERT_THROW(map.grow(object_map_max + 1), std::length_error);
+  }
+
+  void pieces() {
+    const std::string bytes = large_map_object();
+    const ObjectMapPieces map(bytes);
+    CPPUNIT_ASSERT_EQUAL(std::uint64_t{40000}, map.objects());
+    CPPUNIT_ASSERT_EQUAL(std::uint64_t{3}, map.blocks());
+    const auto part = [&](ObjectMapPieces::Part p) {
+      CPPUNIT_ASSERT(p.offset + p.length <= bytes.size());
+      return bytes.substr(p.offset, p.length);
+    };
+    CPPUNIT_ASSERT(map.check_footer(part(map.footer())));
+    for (const std::uint64_t step : {1, 2, 3}) {
+      ObjectStates states(map.objects());
+      for (std::uint64_t b = 0; b < 3; b += step) {
+        const std::uint64_t end = std::min<std::uint64_t>(b + step, 3);
+        CPPUNIT_ASSERT(map.put(states, b, part(map.data(b, end)),
+                               part(map.checksums(b, end))));
+      }
+      CPPUNIT_ASSERT(states == decode_object_map(bytes));
+    }
+    ObjectStates states(map.objects());
+    CPPUNIT_ASSERT(!map.put(states, 0, part(map.data(0, 1)),
+                            part(map.checksums(1, 2))));
+    // Footers that are not this map's.
+    CPPUNIT_ASSERT(!map.check_footer(std::string(12, '\0')));
+    const std::string footer = part(map.footer());
+    const auto changed = [&](std::size_t at) {
+      std::string other = footer;
+      ++other[at];
+      return other;
+    };
+    refused([&] { (void)map.check_footer(changed(0)); },
+            "object map: footer has 21 bytes");
+    refused([&] { (void)map.check_footer(changed(4)); },
+            "object map: header checksum is wrong");
+    refused([&] { (void)map.check_footer(changed(8)); },
+            "object map: count of data checksums 4 is wrong for 10000 bytes "
+            "of data");
+    refused_cut_off(
+        [&](std::string_view in) { (void)map.check_footer(in); }, footer,
+        "object map");
+    refused_cut_off([](std::string_view in) { (void)ObjectMapPieces(in); },
+                    bytes.substr(0, 18), "object map");
   }
 
   void real_maps() {

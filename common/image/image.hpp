@@ -197,8 +197,9 @@ class ImageFormat {
   [[nodiscard]] virtual std::shared_ptr<ObjectMap> open_map(
       std::uint64_t objects);
   /// The object map of what is read, as it is in the pool; null where there
-  /// is no map or it cannot be believed.  It is right for some moment during
-  /// the call, whoever holds the lock (see map_reader.hpp).  Thread-safe.
+  /// is no map or it cannot be believed.  For each object it is right for some
+  /// moment during the call, whoever holds the lock (see map_reader.hpp).
+  /// Thread-safe.
   /// Throws Error.
   [[nodiscard]] virtual std::shared_ptr<const ObjectStates> read_map();
   /// The object map of a snapshot, or of the head, if it can be believed
@@ -364,6 +365,7 @@ class Image {
                                             const Existing& existing,
                                             std::uint64_t offset,
                                             std::uint64_t end) const;
+  [[nodiscard]] std::uint64_t least_object_size(const View& view);
   void learn(Findings& findings);
   /// Of a snapshot that has an object map: learns which objects do not exist,
   /// so that they need not be read.

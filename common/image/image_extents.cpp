@@ -24,12 +24,6 @@ namespace {
 /// extents_to_block_descriptors).
 constexpr std::uint64_t longest_extent = (std::uint64_t{1} << 32) - (1 << 20);
 
-/// As an object map says it; it says nothing of what lies behind its end.
-bool may_exist(const ObjectStates& map, std::uint64_t object_no) noexcept {
-  return object_no >= map.size() ||
-         map[object_no] != ObjectState::nonexistent;
-}
-
 }  // namespace
 
 std::vector<std::pair<std::uint64_t, std::uint64_t>> image_ranges(
@@ -61,12 +55,18 @@ std::vector<std::pair<std::uint64_t, std::uint64_t>> image_ranges(
 /// operation that is not sent there (ceph: src/osdc/Objecter.h,
 /// prepare_pg_read_op).
 struct Image::Existing {
-  /// Whether an object may exist.  Empty: that is not known.
-  std::function<bool(std::uint64_t object_no)> may_exist = {};
+  /// The first object in [object_no, end) that may exist, or `end`.  Empty:
+  /// that is not known.
+  std::function<std::uint64_t(std::uint64_t object_no, std::uint64_t end)>
+      end_of_absent = {};
   /// What does not exist needs no confirmation.
   bool sure = false;
   /// An object map says so, and what it says exists is taken to exist.
   bool mapped = false;
+
+  [[nodiscard]] bool absent(std::uint64_t object_no) const {
+    return end_of_absent && end_of_absent(object_no, object_no + 1) != object_no;
+  }
 };
 
 /// What a request finds out.  It is learnt when the request is over, because
@@ -90,15 +90,28 @@ struct Image::Findings {
   }
 };
 
+namespace {
+
+/// What the map does not know, because it lies behind its end, may exist.
+void learn_map(KnownExtents::Learning& learning, const ObjectStates& map) {
+  learning.learn_existing(
+      [&](std::uint64_t n) {
+        return n >= map.size() || map[n] != ObjectState::nonexistent;
+      },
+      [&](std::uint64_t n) {
+        return n < map.size() ? map.end_of_run(n) : ~std::uint64_t{0};
+      });
+}
+
+}  // namespace
+
 void Image::learn(Findings& findings) {
   if (!findings.learning) return;
   for (const std::uint64_t n : findings.absent)
     findings.learning->learn_absent(n);
   for (auto& [n, ranges] : findings.ranges)
     findings.learning->learn(n, std::move(ranges));
-  if (findings.map)
-    findings.learning->learn_existing(
-        [&](std::uint64_t n) { return may_exist(*findings.map, n); });
+  if (findings.map) learn_map(*findings.learning, *findings.map);
 }
 
 void Image::learn_from_map() {
@@ -110,9 +123,7 @@ void Image::learn_from_map() {
   }
   try {
     KnownExtents::Learning learning(known_);
-    if (const auto map = format_->read_map())
-      learning.learn_existing(
-          [&](std::uint64_t n) { return may_exist(*map, n); });
+    if (const auto map = format_->read_map()) learn_map(learning, *map);
   } catch (const Error&) {
     // It was only to save work.
   }
@@ -121,13 +132,15 @@ void Image::learn_from_map() {
 Image::Existing Image::existing_objects(const View& view, std::uint64_t length,
                                         Findings& findings) {
   if (view.known && known_.knows_all_absent())
-    return {.may_exist =
-                [this](std::uint64_t n) { return !known_.absent(n); },
+    return {.end_of_absent =
+                [this](std::uint64_t n, std::uint64_t end) {
+                  return known_.end_of_absent(n, end);
+                },
             .sure = true};
   if (view.map)
-    return {.may_exist =
-                [map = view.map.get()](std::uint64_t n) {
-                  return map->may_exist(n);
+    return {.end_of_absent =
+                [map = view.map.get()](std::uint64_t n, std::uint64_t end) {
+                  return map->end_of_absent(n, end);
                 },
             .mapped = true};
   // For a few objects it is cheaper to ask them.
@@ -138,8 +151,10 @@ Image::Existing Image::existing_objects(const View& view, std::uint64_t length,
   const auto map = format_->read_map();
   if (!map) return {};
   if (view.known) findings.map = map;
-  return {.may_exist =
-              [map](std::uint64_t n) { return may_exist(*map, n); },
+  return {.end_of_absent =
+              [map](std::uint64_t n, std::uint64_t end) {
+                return map->end_of_absent(n, end);
+              },
           .mapped = true};
 }
 
@@ -148,16 +163,14 @@ Image::Existing Image::existing_objects(const View& view, std::uint64_t length,
 std::uint64_t Image::end_of_absent(const View& view, const Existing& existing,
                                    std::uint64_t offset,
                                    std::uint64_t end) const {
-  if (!existing.may_exist || offset < view.overlap) return offset;
+  if (!existing.end_of_absent || offset >= end || offset < view.overlap)
+    return offset;
   const std::uint64_t set = traits_.layout.object_set_size();
   const std::uint64_t per_set = traits_.layout.stripe_count();
-  std::uint64_t at = offset;
-  for (std::uint64_t n = offset / set * per_set; at < end;) {
-    for (std::uint64_t i = 0; i < per_set; ++i, ++n)
-      if (existing.may_exist(n)) return at;
-    at = (at / set + 1) * set;
-  }
-  return std::min(at, end);
+  const std::uint64_t stop = ((end - 1) / set + 1) * per_set;
+  const std::uint64_t next =
+      existing.end_of_absent(offset / set * per_set, stop);
+  return next == stop ? end : std::max(offset, next / per_set * set);
 }
 
 bool Image::find_data(const View& view, const Existing& existing,
@@ -199,7 +212,7 @@ bool Image::find_data(const View& view, const Existing& existing,
     Object o{.extent = &e};
     if (known_absent(view, e.object_no)) {
       gone.push_back(&e);
-    } else if (existing.may_exist && !existing.may_exist(e.object_no)) {
+    } else if (existing.absent(e.object_no)) {
       gone.push_back(&e);
       sure = sure && existing.sure;
     } else if (existing.mapped && !exact) {
@@ -215,7 +228,7 @@ bool Image::find_data(const View& view, const Existing& existing,
   // Most objects of a sparse image do not exist.  Asking for their size is
   // asynchronous, mapping them is not; so ask first, unless there is only
   // one, or it is known which exist.
-  if (objects.size() > 1 && !existing.may_exist) {
+  if (objects.size() > 1 && !existing.end_of_absent) {
     stat(objects);
     std::erase_if(objects, [&](const Object& o) {
       if (o.result < 0 && o.result != -ENOENT)
@@ -347,6 +360,14 @@ bool Image::find_backing_data(std::uint64_t length, std::uint64_t offset,
   return missing;
 }
 
+/// In bytes, of this image's objects and those of the parents that back it.
+std::uint64_t Image::least_object_size(const View& view) {
+  const std::uint64_t own = traits_.layout.object_size();
+  if (!view.parent) return own;
+  const auto parents = view.parent->view_.read();
+  return std::min(own, view.parent->least_object_size(*parents));
+}
+
 std::vector<Extent> Image::extents(std::uint64_t length, std::uint64_t offset,
                                    bool one) {
   using Clock = std::chrono::steady_clock;
@@ -378,8 +399,11 @@ std::vector<Extent> Image::extents(std::uint64_t length, std::uint64_t offset,
     const std::uint64_t end = sector_end(offset + length, view.size);
     bool missing = false;
     // Small steps first: a client that wants one extent often has it in the
-    // first object.
-    const std::uint64_t most_units = chunk_units(traits_.layout);
+    // first object.  And where the parents have smaller objects, of as many.
+    const std::uint64_t smaller = std::max<std::uint64_t>(
+        1, unit_size(traits_.layout) / least_object_size(view));
+    const std::uint64_t most_units = std::max<std::uint64_t>(
+        1, chunk_units(traits_.layout) / smaller);
     std::uint64_t units = one ? 1 : std::min<std::uint64_t>(256, most_units);
     Existing existing = existing_objects(
         view,

@@ -56,6 +56,8 @@ class TestFormat final : public ImageFormat {
     std::atomic<bool> locked{true};
     std::optional<std::chrono::milliseconds> interval;
     std::shared_ptr<State> parent;  // of what it is a clone
+    std::optional<Layout> parent_layout;  // none: as the clone's
+    std::shared_ptr<const ObjectStates> map;  // changed between requests
   };
 
   TestFormat(ObjectStore& store, Layout layout, std::shared_ptr<State> state,
@@ -94,9 +96,12 @@ class TestFormat final : public ImageFormat {
   }
   std::unique_ptr<ImageFormat> open_parent(const ParentSpec& spec) override {
     return std::make_unique<TestFormat>(
-        store_, traits_.layout, state_->parent,
+        store_, state_->parent_layout.value_or(traits_.layout), state_->parent,
         "header" + std::to_string(spec.snap), false,
         "parent" + std::to_string(spec.snap));
+  }
+  std::shared_ptr<const ObjectStates> read_map() override {
+    return state_->map;
   }
   /// Needed where the view says lockable.
   ExclusiveLock* lock() noexcept override { return &lock_; }
@@ -656,6 +661,9 @@ class TestExtents : public CppUnit::TestFixture {
   CPPUNIT_TEST(one_extent_is_cheap);
   CPPUNIT_TEST(pool_that_cannot_map);
   CPPUNIT_TEST(empty_image_in_one_call);
+  CPPUNIT_TEST(by_an_object_map);
+  CPPUNIT_TEST(huge_and_mapped);
+  CPPUNIT_TEST(parent_of_smaller_objects);
   CPPUNIT_TEST(snapshot_is_asked_once);
   CPPUNIT_TEST(doubtful_snapshot_is_not_learnt);
   CPPUNIT_TEST(head_is_asked_each_time);
@@ -821,6 +829,108 @@ class TestExtents : public CppUnit::TestFixture {
     CPPUNIT_ASSERT_EQUAL(std::size_t{1}, list.size());
     CPPUNIT_ASSERT(!list[0].data);
     CPPUNIT_ASSERT_EQUAL(std::uint64_t{0xffffffff}, list[0].length);
+  }
+
+  // The same as without the map, whose end can be before the image's.
+  void by_an_object_map() {
+    std::mt19937 random(6);
+    for (const Layout& layout :
+         {Layout(8 * K, 8 * K, 1), Layout(8 * K, 1 * K, 5),
+          Layout(5000, 1000, 3)})
+      for (int round = 0; round < 8; ++round) {
+        const u64 size = 3000 * K + random() % 2000;
+        MemoryStore::Options options;
+        options.map_granularity = 1;
+        Bench b(layout, size, options);
+        for (int i = 0; i < round * 3; ++i)
+          b.write("x", random() % size);
+        const u64 objects = layout.object_count(size);
+        ObjectStates map(objects - (round == 3 ? objects / 2 : 0));
+        for (u64 n = 0; n < map.size(); ++n)
+          if (b.memory.find(numbered_oid("data", n, 4)) || random() % 50 == 0)
+            map.set(n, n % 2 == 0 ? ObjectState::exists
+                                  : ObjectState::pending);
+        View view{.size = size, .snapc = {5, {5}}};
+        for (const SnapId snap : {snap_head, SnapId{5}}) {
+          view.snap = snap;
+          view.mappable = false;
+          b.set_view(view);
+          b.image->refresh();
+          const auto expected = b.extents(size, 0);
+          view.mappable = true;
+          // And of a snapshot, as if nothing were known yet.
+          view.snap = snap == snap_head ? snap : SnapId{4};
+          view.snapc = {5, {5, 4}};
+          b.set_view(view);
+          b.state->map = std::make_shared<const ObjectStates>(map);
+          b.image->refresh();
+          for (int again = 0; again < 2; ++again) {
+            CPPUNIT_ASSERT(b.extents(size, 0) == expected);
+            for (int i = 0; i < 40; ++i) {
+              const u64 offset = random() % size;
+              const auto one = b.image->extents(size - offset, offset, true);
+              auto rest = expected;
+              std::erase_if(rest, [&](const Extent& e) {
+                return e.offset + e.length <= offset;
+              });
+              cut(rest, offset, size);
+              CPPUNIT_ASSERT_EQUAL(std::size_t{1}, one.size());
+              CPPUNIT_ASSERT_EQUAL(rest[0].data, one[0].data);
+              CPPUNIT_ASSERT(one[0].length <= rest[0].length);
+            }
+          }
+        }
+      }
+  }
+
+  // As much as an object map can be of.
+  void huge_and_mapped() {
+    constexpr u64 object = u64{4} << 20;
+    const u64 size = object_map_max * object;
+    for (const SnapId snap : {snap_head, SnapId{5}}) {
+      Bench b(Layout(object, object, 1), size);
+      b.write("x", size - 5 * object);
+      auto map = std::make_shared<ObjectStates>(object_map_max);
+      map->set(object_map_max - 5, ObjectState::exists);
+      b.state->map = map;
+      b.set_view({.size = size, .snapc = {5, {5}}, .snap = snap,
+                  .mappable = true});
+      b.image->refresh();
+      b.store.clear_log();
+      // The largest hole that is told of, again and again.
+      for (int i = 0; i < 50; ++i) {
+        const u64 offset = size / 50 * static_cast<unsigned>(i) / 512 * 512;
+        const auto list = b.image->extents(16 * object, offset, false);
+        CPPUNIT_ASSERT_EQUAL(std::size_t{1}, list.size());
+        CPPUNIT_ASSERT(!list[0].data && list[0].length >= 16 * object);
+      }
+      const auto list = b.extents(64 * object, size - 64 * object);
+      CPPUNIT_ASSERT(list ==
+                     (std::vector<Extent>{
+                         {size - 64 * object, 59 * object, false},
+                         {size - 5 * object, 512, true},
+                         {size - 5 * object + 512, 5 * object - 512, false}}));
+      CPPUNIT_ASSERT_EQUAL(std::size_t{0}, b.store.count(Kind::stat));
+    }
+  }
+
+  // One step of a clone is none of a million of its parent's objects.
+  void parent_of_smaller_objects() {
+    Bench b(Layout(4096 * K, 4096 * K, 1), u64{4} << 30);
+    b.state->parent = std::make_shared<TestFormat::State>();
+    b.state->parent->view = {.size = u64{4} << 30, .snap = 7};
+    b.state->parent_layout = Layout(4 * K, 4 * K, 1);
+    b.memory.put("parent7.0000", memory_object("x"));
+    b.set_view({.size = u64{4} << 30,
+                .overlap = u64{4} << 30,
+                .parent_spec = {1, "", "p", 7}});
+    b.image->refresh();
+    b.store.clear_log();
+    // The time for a call is over after the first step.
+    b.store.inject({.kind = Kind::stat, .skip = 500, .delay = 150ms});
+    const auto list = b.image->extents(u64{2} << 30, 0, false);
+    CPPUNIT_ASSERT(list[0] == (Extent{0, 512, true}));
+    CPPUNIT_ASSERT(b.store.count(Kind::stat) < 2 * 1024);
   }
 
   void snapshot_is_asked_once() {

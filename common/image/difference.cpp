@@ -100,24 +100,39 @@ ObjectDifference object_difference(const SnapSet& set, SnapId from,
 }
 
 ChangedObjects::ChangedObjects(const ObjectStates& old)
-    : existed_(old.size()), changed_(old.size()) {
-  for (std::uint64_t n = 0; n < old.size(); ++n)
-    existed_[n] = old[n] != ObjectState::nonexistent;
+    : states_(old.size()) {
+  for (std::uint64_t n = 0; n < old.size();) {
+    const std::uint64_t run = old.end_of_run(n);
+    if (old[n] != ObjectState::nonexistent)
+      states_.set(n, run, ObjectState::exists);
+    n = run;
+  }
 }
 
 void ChangedObjects::add(const ObjectStates& next) {
-  if (next.size() > changed_.size()) {
-    existed_.resize(next.size());
-    changed_.resize(next.size());
-  }
-  for (std::uint64_t n = 0; n < changed_.size(); ++n) {
-    const ObjectState state =
-        n < next.size() ? next[n] : ObjectState::nonexistent;
+  if (next.size() > states_.size()) states_.grow(next.size());
+  for (std::uint64_t n = 0; n < states_.size();) {
+    const bool known = n < next.size();
+    const std::uint64_t run = std::min(
+        states_.end_of_run(n), known ? next.end_of_run(n) : states_.size());
+    const ObjectState state = known ? next[n] : ObjectState::nonexistent;
     // exists_clean: as it was at the snapshot before.
-    if (existed_[n] ? state != ObjectState::exists_clean
-                    : state != ObjectState::nonexistent)
-      changed_[n] = true;
+    const ObjectState unchanged = states_[n] == ObjectState::nonexistent
+                                      ? ObjectState::nonexistent
+                                      : ObjectState::exists_clean;
+    if (state != unchanged) states_.set(n, run, ObjectState::pending);
+    n = run;
   }
+}
+
+std::uint64_t ChangedObjects::end_of_unchanged(
+    std::uint64_t object_no, std::uint64_t end) const noexcept {
+  while (object_no < end && object_no < states_.size()) {
+    if (states_[object_no] == ObjectState::pending) return object_no;
+    object_no = states_.end_of_run(object_no);
+  }
+  // All that is behind the maps has not changed.
+  return end;
 }
 
 Difference::Difference(std::shared_ptr<Image> image,
@@ -217,13 +232,11 @@ std::uint64_t Difference::end_of_unchanged(const State& state,
   const Layout& layout = image_->traits().layout;
   const std::uint64_t set = layout.object_set_size();
   const std::uint64_t per_set = layout.stripe_count();
-  std::uint64_t at = offset;
-  for (std::uint64_t n = offset / set * per_set; at < end;) {
-    for (std::uint64_t i = 0; i < per_set; ++i, ++n)
-      if (maps->changed(n)) return at;
-    at = (at / set + 1) * set;
-  }
-  return std::min(at, end);
+  if (offset >= end) return end;
+  const std::uint64_t stop = ((end - 1) / set + 1) * per_set;
+  const std::uint64_t next =
+      maps->end_of_unchanged(offset / set * per_set, stop);
+  return next == stop ? end : std::max(offset, next / per_set * set);
 }
 
 /// As start and end, ascending, not adjacent, in whole sectors (see

@@ -8,7 +8,7 @@
 //      which objects have changed since the snapshot before it.  So the maps
 //      of all snapshots behind OLD up to NEW, and NEW's, tell it, if each of
 //      them is valid (ceph: src/librbd/object_map/DiffRequest.cc).  What
-//      snapshots' maps tell is kept: two bits an object.  Where there is no
+//      snapshots' maps tell is kept.  Where there is no
 //      such map, every object can have changed.
 //   2. What has changed in them: OSDs keep for each clone of an object which
 //      of its bytes the next version still has (ObjectStore::list_snaps).
@@ -47,7 +47,8 @@ struct ObjectDifference {
 [[nodiscard]] ObjectDifference object_difference(const SnapSet& set,
                                                  SnapId from, SnapId to);
 
-/// Which objects can have changed, from object maps one after the other.
+/// Which objects can have changed, from object maps one after the other.  Takes
+/// the memory of such a map.
 class ChangedObjects {
  public:
   ChangedObjects() = default;
@@ -55,12 +56,16 @@ class ChangedObjects {
   /// The next map, of a later snapshot or the head.
   void add(const ObjectStates& next);
   [[nodiscard]] bool changed(std::uint64_t object_no) const noexcept {
-    return object_no < changed_.size() && changed_[object_no];
+    return end_of_unchanged(object_no, object_no + 1) == object_no;
   }
+  /// The first object in [object_no, end) that can have changed, or `end`.
+  [[nodiscard]] std::uint64_t end_of_unchanged(
+      std::uint64_t object_no, std::uint64_t end) const noexcept;
 
  private:
-  std::vector<bool> existed_;
-  std::vector<bool> changed_;
+  /// Nonexistent: it did not exist in OLD, exists: it did, and is unchanged;
+  /// pending: it can have changed.
+  ObjectStates states_;
 };
 
 /// Thread-safe.

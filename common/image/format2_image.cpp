@@ -216,6 +216,7 @@ class Format2 final : public ImageFormat {
   ExclusiveLock* lock() noexcept override { return lock_.get(); }
 
   std::shared_ptr<ObjectMap> open_map(std::uint64_t objects) override {
+    map_reader_.forget();
     return ObjectMap::open(*pool_.store, id_, objects, pool_.timeout());
   }
 

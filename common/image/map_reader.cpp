@@ -85,6 +85,11 @@ bool MapReader::unchanged(const Kept& last) {
          now.footer == last.footer;
 }
 
+void MapReader::forget() {
+  const std::scoped_lock lock(mutex_);
+  kept_ = {};
+}
+
 std::shared_ptr<const ObjectStates> MapReader::read() {
   Kept last;
   {

@@ -42,6 +42,8 @@ class MapReader {
   /// map_loader.hpp); null: there is none, or it cannot be believed.  Throws
   /// Error.
   [[nodiscard]] std::shared_ptr<const ObjectStates> read();
+  /// Gives back the memory of the last map: its users have a better one now.
+  void forget();
 
  private:
   struct Kept {

@@ -28,6 +28,8 @@ class DifferenceTest : public CppUnit::TestFixture {
   CPPUNIT_TEST(random_histories);
   CPPUNIT_TEST(object_maps);
   CPPUNIT_TEST(object_maps_of_other_sizes);
+  CPPUNIT_TEST(object_maps_of_many_blocks);
+  CPPUNIT_TEST(the_largest_object_maps);
   CPPUNIT_TEST_SUITE_END();
 
   void no_object() {
@@ -179,6 +181,61 @@ class DifferenceTest : public CppUnit::TestFixture {
     changed.add(states("c---x"));
     CPPUNIT_ASSERT_EQUAL(std::string("01001"), text(changed, 5));
     CPPUNIT_ASSERT(!changed.changed(1000));
+  }
+
+  // Object by object, as the rule is.
+  void object_maps_of_many_blocks() {
+    std::mt19937 random(8);
+    const auto some_map = [&] {
+      ObjectStates map(random() % (5 * object_map_block) + 1,
+                       static_cast<ObjectState>(random() % 4));
+      for (int i = 0; i < 5; ++i) {
+        const std::uint64_t first = random() % map.size();
+        map.set(first, first + random() % (map.size() - first),
+                static_cast<ObjectState>(random() % 4));
+        map.set(random() % map.size(), static_cast<ObjectState>(random() % 4));
+      }
+      return map;
+    };
+    for (int round = 0; round < 10; ++round) {
+      const ObjectStates old = some_map();
+      ChangedObjects changed(old);
+      std::vector<bool> model(6 * object_map_block);
+      for (int maps = 0; maps < 3; ++maps) {
+        const ObjectStates next = some_map();
+        changed.add(next);
+        for (std::uint64_t n = 0; n < model.size(); ++n) {
+          const bool existed =
+              n < old.size() && old[n] != ObjectState::nonexistent;
+          const ObjectState state =
+              n < next.size() ? next[n] : ObjectState::nonexistent;
+          if (state != (existed ? ObjectState::exists_clean
+                                : ObjectState::nonexistent))
+            model[n] = true;
+        }
+        for (std::uint64_t n = 0; n < model.size(); ++n)
+          CPPUNIT_ASSERT_EQUAL(static_cast<bool>(model[n]),
+                               changed.changed(n));
+        for (int i = 0; i < 50; ++i) {
+          const std::uint64_t first = random() % model.size();
+          const std::uint64_t end = first + random() % model.size();
+          std::uint64_t n = first;
+          while (n < end && (n >= model.size() || !model[n])) ++n;
+          CPPUNIT_ASSERT_EQUAL(n, changed.end_of_unchanged(first, end));
+        }
+      }
+    }
+  }
+
+  // In a moment, and in hardly any memory.
+  void the_largest_object_maps() {
+    ObjectStates map(object_map_max, ObjectState::exists);
+    ChangedObjects changed(map);
+    map = ObjectStates(object_map_max, ObjectState::exists_clean);
+    map.set(object_map_max - 9, ObjectState::exists);
+    for (int i = 0; i < 100; ++i) changed.add(map);
+    CPPUNIT_ASSERT_EQUAL(object_map_max - 9,
+                         changed.end_of_unchanged(0, object_map_max));
   }
 };
 

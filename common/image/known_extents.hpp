@@ -46,7 +46,7 @@
 namespace nbdrados {
 
 /// Thread-safe.  It takes at most ranges_limit bytes, and what AbsentObjects
-/// does, however large the image is.
+/// does, together 16 MiB, however large the image is.
 ///
 /// Locks: one mutex for each of a few groups of objects, held for moments
 /// only, and below these that of AbsentObjects.  A change of an object takes
@@ -57,7 +57,7 @@ class KnownExtents {
   struct Group;
 
  public:
-  static constexpr std::size_t ranges_limit = 16 << 20;
+  static constexpr std::size_t ranges_limit = 11 << 20;
 
   KnownExtents() = default;
   KnownExtents(const KnownExtents&) = delete;

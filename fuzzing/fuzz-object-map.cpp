@@ -16,6 +16,14 @@ using namespace nbdrados::fuzzing;
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data,
                                       std::size_t size) {
   ObjectStates map;
+  // Whatever the start and the footer of a map that is read in pieces are.
+  try {
+    const ObjectMapPieces pieces(text(data, size));
+    require(pieces.objects() <= object_map_max, "no absurd number of objects");
+    (void)pieces.check_footer(text(data, size));
+  } catch (const Error& e) {
+    check_refusal(e, EIO, "object map: ");
+  }
   try {
     map = decode_object_map(text(data, size));
   } catch (const Error& e) {
@@ -28,6 +36,20 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data,
        {ObjectMapFooter::empty, ObjectMapFooter::checksums})
     require(decode_object_map(encode_object_map(map, footer)) == map,
             "decode(encode(x)) == x");
+
+  // In pieces of a block: an object's data is what its checksums say.
+  const std::string bytes = encode_object_map(map, ObjectMapFooter::checksums);
+  const ObjectMapPieces pieces(bytes);
+  const auto part = [&](ObjectMapPieces::Part p) {
+    return std::string_view(bytes).substr(p.offset, p.length);
+  };
+  require(pieces.check_footer(part(pieces.footer())), "it has checksums");
+  ObjectStates together(pieces.objects());
+  for (std::uint64_t b = 0; b < pieces.blocks(); ++b)
+    require(pieces.put(together, b, part(pieces.data(b, b + 1)),
+                       part(pieces.checksums(b, b + 1))),
+            "its checksums are right");
+  require(together == map, "the pieces are the map");
   if (map.size() == 0) return 0;
 
   // One state changes, and no other.

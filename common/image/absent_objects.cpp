@@ -19,8 +19,8 @@ std::uint64_t AbsentObjects::end_of_run(std::uint64_t n,
     }
     const Page* own = own_page(slot, page);
     if (own == nullptr) return n;
-    const auto run = static_cast<unsigned>(
-        std::countr_one(own->word(n).load() >> n % 64));
+    const auto run =
+        static_cast<unsigned>(std::countr_one(own->word(n).load() >> n % 64));
     n += run;
     if (run != 64 - (n - run) % 64) break;
   }

@@ -110,17 +110,17 @@ class AbsentObjects {
   [[nodiscard]] std::uint64_t look_up(std::uint64_t page) const noexcept {
     const Node* node = nodes_[page / node_slots % nodes_.size()].load(
         std::memory_order_acquire);
-    return node == nullptr ? 0
-                           : node->slots[page % node_slots].load(
-                                 std::memory_order_acquire);
+    return node == nullptr
+               ? 0
+               : node->slots[page % node_slots].load(std::memory_order_acquire);
   }
   [[nodiscard]] Word* make_slot(std::uint64_t page) noexcept;
   [[nodiscard]] Page* make_page(std::uint64_t page) noexcept;
   [[nodiscard]] bool insert_in_page(std::uint64_t first,
                                     std::uint64_t end) noexcept;
 
-  std::mutex mutex_;        // held for changes
-  std::size_t pages_ = 0;   // guarded by mutex_: own ones
+  std::mutex mutex_;       // held for changes
+  std::size_t pages_ = 0;  // guarded by mutex_: own ones
   std::array<std::atomic<Node*>, slots / node_slots> nodes_{};
 };
 

@@ -65,7 +65,8 @@ struct Image::Existing {
   bool mapped = false;
 
   [[nodiscard]] bool absent(std::uint64_t object_no) const {
-    return end_of_absent && end_of_absent(object_no, object_no + 1) != object_no;
+    return end_of_absent &&
+           end_of_absent(object_no, object_no + 1) != object_no;
   }
 };
 

@@ -14,17 +14,53 @@ namespace nbdrados {
 
 namespace {
 
+using Clock = std::chrono::steady_clock;
+
 constexpr std::uint64_t blocks_in_piece = map_piece / StateBlock::bytes;
 /// What is in flight; enough to keep an OSD busy while pieces are decoded.
 constexpr std::size_t pieces_in_flight = 3;
 /// So often may a piece be changed while it is read.
 constexpr int rounds = 8;
 
+/// The object that is read, and until when.
+struct Source {
+  ObjectStore& store;
+  const std::string& oid;
+  const std::string what = "cannot read object map " + oid;
+  const Clock::time_point deadline;
+
+  /// The result, which is not negative.
+  [[nodiscard]] int wait(Pending& pending) const {
+    using std::chrono::milliseconds;
+    const auto left =
+        std::chrono::duration_cast<milliseconds>(deadline - Clock::now());
+    return wait_check(pending, std::max(left, milliseconds(0)), what);
+  }
+  [[nodiscard]] std::unique_ptr<Pending> read(std::uint64_t offset,
+                                              const MutablePiece& to) const {
+    return store.read(oid, offset, {&to, 1}, snap_head);
+  }
+  void read_all(std::uint64_t most, std::string* bytes) const {
+    (void)wait(*store.read_all(oid, most, bytes));
+  }
+  [[noreturn]] void damaged(const std::string& why) const {
+    throw Error(EINVAL, "object map " + oid + " is damaged: " + why);
+  }
+  template <class Decode>
+  auto decoded(Decode&& decode) const {
+    try {
+      return decode();
+    } catch (const Error& e) {
+      damaged(e.what());
+    }
+  }
+};
+
 /// Some blocks of a map, and their checksums.
 class Piece {
  public:
-  void start(ObjectStore& store, const std::string& oid,
-             const ObjectMapPieces& map, std::uint64_t block) {
+  void start(const Source& source, const ObjectMapPieces& map,
+             std::uint64_t block) {
     first_ = block;
     const std::uint64_t end = std::min(block + blocks_in_piece, map.blocks());
     const ObjectMapPieces::Part data = map.data(first_, end);
@@ -34,32 +70,24 @@ class Piece {
     data_piece_ = {data_.data(), data_.size()};
     sums_piece_ = {sums_.data(), sums_.size()};
     // One after the other, so little comes in between.
-    reading_sums_ =
-        store.read(oid, sums.offset, {&sums_piece_, 1}, snap_head);
-    reading_data_ =
-        store.read(oid, data.offset, {&data_piece_, 1}, snap_head);
+    reading_sums_ = source.read(sums.offset, sums_piece_);
+    reading_data_ = source.read(data.offset, data_piece_);
   }
   [[nodiscard]] bool started() const noexcept {
     return reading_data_ != nullptr;
   }
   [[nodiscard]] std::uint64_t first() const noexcept { return first_; }
   /// False where it must be read again.
-  [[nodiscard]] bool finish(const ObjectMapPieces& map, ObjectStates& states,
-                            std::string& footer,
-                            std::chrono::milliseconds limit,
-                            const std::string& what) {
-    const int sums = reading_sums_->wait_for(limit);
-    const int data = reading_data_->wait_for(limit);
+  [[nodiscard]] bool finish(const Source& source, const ObjectMapPieces& map,
+                            ObjectStates& states, std::string& footer) {
+    const auto sums = static_cast<std::size_t>(source.wait(*reading_sums_));
+    const auto data = static_cast<std::size_t>(source.wait(*reading_data_));
     reading_sums_.reset();
     reading_data_.reset();
-    check(sums, what);
-    check(data, what);
-    if (static_cast<std::size_t>(sums) != sums_.size() ||
-        static_cast<std::size_t>(data) != data_.size() ||
+    if (sums != sums_.size() || data != data_.size() ||
         !map.put(states, first_, data_, sums_))
       return false;
-    footer.replace(map.checksums(first_, first_).offset -
-                       map.footer().offset,
+    footer.replace(map.checksums(first_, first_).offset - map.footer().offset,
                    sums_.size(), sums_);
     return true;
   }
@@ -75,24 +103,9 @@ class Piece {
   std::unique_ptr<Pending> reading_data_;
 };
 
-[[noreturn]] void damaged(const std::string& oid, const std::string& why) {
-  throw Error(EINVAL, "object map " + oid + " is damaged: " + why);
-}
-
-template <class Decode>
-auto decoded(const std::string& oid, Decode&& decode) {
-  try {
-    return decode();
-  } catch (const Error& e) {
-    damaged(oid, e.what());
-  }
-}
-
-/// Of a map that begins with `start`, and has checksums.
-LoadedMap load_pieces(ObjectStore& store, const std::string& oid,
-                      std::chrono::milliseconds limit,
-                      const ObjectMapPieces& map, std::string footer) {
-  const std::string what = "cannot read object map " + oid;
+/// Of a map that has checksums; `footer` is what is between these and the data.
+LoadedMap load_pieces(const Source& source, const ObjectMapPieces& map,
+                      std::string footer) {
   LoadedMap loaded{.states = ObjectStates(map.objects()),
                    .footer_at = map.footer().offset,
                    .footer = std::move(footer)};
@@ -102,17 +115,16 @@ LoadedMap load_pieces(ObjectStore& store, const std::string& oid,
   std::uint64_t next = 0;
   const auto start_next = [&](Piece& piece) {
     if (next >= map.blocks()) return;
-    piece.start(store, oid, map, next);
+    piece.start(source, map, next);
     next += blocks_in_piece;
   };
   for (Piece& piece : pieces) start_next(piece);
   for (std::size_t i = 0; pieces[i].started(); i = (i + 1) % pieces.size()) {
     Piece& piece = pieces[i];
     for (int round = 1;
-         !piece.finish(map, loaded.states, loaded.footer, limit, what);
-         ++round) {
-      if (round == rounds) damaged(oid, "a checksum of its data is wrong");
-      piece.start(store, oid, map, piece.first());
+         !piece.finish(source, map, loaded.states, loaded.footer); ++round) {
+      if (round == rounds) source.damaged("a checksum of its data is wrong");
+      piece.start(source, map, piece.first());
     }
     start_next(piece);
   }
@@ -122,31 +134,27 @@ LoadedMap load_pieces(ObjectStore& store, const std::string& oid,
 }  // namespace
 
 LoadedMap load_object_map(ObjectStore& store, const std::string& oid,
-                          std::chrono::milliseconds limit,
-                          std::uint64_t size) {
-  const std::string what = "cannot read object map " + oid;
+                          std::chrono::milliseconds limit, std::uint64_t size) {
+  const Source source{
+      .store = store, .oid = oid, .deadline = Clock::now() + limit};
   std::string bytes;
-  const auto read_all = [&](std::uint64_t most) {
-    wait_check(*store.read_all(oid, most, &bytes), limit, what);
-  };
-  read_all(std::min(size, map_piece));
-  if (bytes.empty()) throw Error(ENOENT, what + ": it is empty");
-  const auto map = decoded(oid, [&] { return ObjectMapPieces(bytes); });
+  source.read_all(std::min(size, map_piece), &bytes);
+  if (bytes.empty()) throw Error(ENOENT, source.what + ": it is empty");
+  const auto map = source.decoded([&] { return ObjectMapPieces(bytes); });
   const std::uint64_t footer_at = map.footer().offset;
   if (bytes.size() >= map_piece) {
     std::string footer(map.footer().length, '\0');
     const MutablePiece piece{footer.data(), footer.size()};
-    wait_check(*store.read(oid, footer_at, {&piece, 1}, snap_head), limit,
-               what);
-    if (decoded(oid, [&] { return map.check_footer(footer); })) {
+    (void)source.wait(*source.read(footer_at, piece));
+    if (source.decoded([&] { return map.check_footer(footer); })) {
       bytes = {};
-      return load_pieces(store, oid, limit, map, std::move(footer));
+      return load_pieces(source, map, std::move(footer));
     }
     // Then nothing shows whether pieces belong together.
-    read_all(footer_at + sizeof(std::uint32_t));
+    source.read_all(footer_at + sizeof(std::uint32_t), &bytes);
   }
   LoadedMap loaded{
-      .states = decoded(oid, [&] { return decode_object_map(bytes); }),
+      .states = source.decoded([&] { return decode_object_map(bytes); }),
       .footer_at = footer_at};
   // Of a map without checksums, it is the length of an empty blob.
   if (bytes.size() > footer_at + sizeof(std::uint32_t))

@@ -31,7 +31,7 @@ struct LoadedMap {
 /// memory: a multiple of a block's.
 inline constexpr std::uint64_t map_piece = 512 << 10;
 
-/// `limit` bounds each operation; `size` is what the object has at most, in
+/// `limit` bounds the call; `size` is what the object has at most, in
 /// bytes, if that is known.  Throws Error: ENOENT where there is no object or
 /// it is empty, EINVAL where it is damaged.
 [[nodiscard]] LoadedMap load_object_map(ObjectStore& store,

@@ -5,11 +5,11 @@
 // object, and says in the header that the map is invalid before it goes on
 // without.  So a map that is valid tells all objects of that moment.
 //
-// The last map is kept (see ObjectStates for its memory) and read again only when
-// it may be another one.  Small questions tell that: what are the flags, and are these
-// still the same versions of header and map?  If they are, nothing has changed
-// until the earlier answer, and at that moment the map was valid and is the
-// one that is kept.
+// The last map is kept (see ObjectStates for its memory) and read again only
+// when it may be another one.  Small questions tell that: what are the flags,
+// and are these still the same versions of header and map?  If they are,
+// nothing has changed until the earlier answer, and at that moment the map was
+// valid and is the one that is kept.
 //
 // A version alone proves no content: copying an object over another one
 // (`rados cp`, or a backup that is restored) gives it the version of its

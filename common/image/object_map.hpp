@@ -63,13 +63,14 @@
 // places that were being filled.
 //
 // Memory.  Two bits an object, in blocks, and blocks in which all objects have
-// the same state are one for all.  A thread that changes the first object of
-// such a block copies it, changes the copy and then puts it in the table, in
-// whose entry a reader finds the one or the other, each with what it had to
-// say.  No reader can find a block that has been freed: those that are for all
-// live for ever, and the map's own ones stay in the table until the map goes,
-// whose users (View::map) hold it.  (So what has been full once and empty again
-// takes its memory until the lock is taken the next time.)
+// the same state are one for all.  A thread that is about to change the first
+// object of such a block puts a copy in its place in the table, and changes
+// that.  A reader finds the one or the other there.  Whoever still looks at the
+// former one sees what it said when he came.  No reader can find a block that
+// has been freed: those that are for all live for ever, and the map's own ones
+// stay in the table until the map goes, whose users (View::map) hold it.  (So
+// what has been full once and empty again takes its memory until the lock is
+// taken the next time.)
 //
 // Failure.  A batch that fails leaves it open what the pool has.  All its
 // callers get the error, and so does every later call that would change

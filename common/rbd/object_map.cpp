@@ -112,7 +112,7 @@ void check_footer(Decoder in, std::string_view header, std::string_view data) {
 
 }  // namespace
 
-// States ------------------------------------------------------------------------
+// States ----------------------------------------------------------------------
 
 constinit StateBlock StateBlock::uniform_blocks[4] = {
     {word_of(ObjectState::nonexistent), std::make_index_sequence<words>()},
@@ -287,7 +287,7 @@ bool ObjectStates::operator==(const ObjectStates& other) const noexcept {
                     [](const auto& a, const auto& b) { return *a == *b; });
 }
 
-// Encodings ---------------------------------------------------------------------
+// Encodings -------------------------------------------------------------------
 
 ObjectStates decode_object_map(std::string_view bytes) {
   Decoder in(bytes, what);

@@ -1569,9 +1569,14 @@ class MapLoaderTest : public CppUnit::TestFixture {
       store_.inject({.skip = n, .error = EIO});
       refused_with(EIO);
       store_.inject({.skip = n, .held = true});
-      refused([&] { (void)load_object_map(store_, oid, 20ms); }, ETIMEDOUT);
+      refused([&] { (void)load_object_map(store_, oid, 50ms); }, ETIMEDOUT);
       CPPUNIT_ASSERT_EQUAL(std::size_t{0}, store_.held());
+      store_.clear_faults();
     }
+    // The limit is for all of them.
+    store_.inject({.kind = Kind::read, .times = FaultStore::always,
+                   .delay = 40ms});
+    refused([&] { (void)load_object_map(store_, oid, 100ms); }, ETIMEDOUT);
     CPPUNIT_ASSERT_EQUAL(std::size_t{0}, store_.problems().size());
   }
 };

@@ -5,11 +5,12 @@
 # which nobody has taken: it watches again, the lock names the new watch, and
 # others count it as alive.  A reader, whose image has been removed: an error,
 # and no zeros.  A writer, whose image has got a snapshot: nothing is written
-# into that.
+# into that.  An owner whose lock was taken: a cache gives nothing old.
 
 source "$(dirname "$0")/functions.sh" || exit 1
 requires_program jq
-requires_built "$nbd_expect"
+requires_built "$nbd_expect" \
+  "$builddir/filters/radoscache/.libs/nbdkit-radoscache-filter.so"
 requires_plugin
 start_ceph
 forget_dead_clients 10
@@ -25,12 +26,13 @@ named() {
 }
 
 # sleeper NAME BEFORE AFTER ARGUMENT...: a server whose client takes the steps
-# before and after its sleep.
+# before and after its sleep; $via: below this filter.
 declare -A sleepers clients
 sleeper() {
   local name=$1 before=$2 after=$3
   shift 3
-  start_rados pool=rbd "image=$name" "$@"
+  start_nbdkit ${via:+--filter=$via} rados "conf=$ceph_conf" pool=rbd \
+    "image=$name" "$@"
   sleepers[$name]=$nbdkit_pid
   mkfifo "$tmp/go-$name"
   # shellcheck disable=SC2086
@@ -49,6 +51,12 @@ sleeper gone "read-is 4M 4096 0" "$error"
 sleeper striped "read-is 4M 4096 0" "$error" format=striper create=true \
   size=8M object-size=1M
 sleeper snapped "write 0 4096 1 ok" "write 0 4096 2 ok"
+rbd create --size 8M --object-size 1M rbd/cached
+via=radoscache sleeper cached "write 0 4096 1 ok , read-is 0 4096 1" \
+  "read 0 4096 EIO|ESHUTDOWN"
+rbd create --size 8M --object-size 1M rbd/kept
+via=radoscache sleeper kept "write 0 4096 1 ok , flush ok" \
+  "write 0 4096 2 EIO|ESHUTDOWN" cache-mode=writeback
 
 start_rados pool=rbd image=slept
 mkfifo "$tmp/go"
@@ -85,6 +93,11 @@ stop_nbdkit
 wait_until 60 rbd rm --no-progress rbd/gone
 wait_until 90 rados -p rbd --striper rm striped
 rbd_snap rbd/snapped@s
+start_rados pool=rbd
+for name in cached kept; do
+  wait_until 60 "$nbd_expect" "$(uri $name)" write 0 4096 9 ok
+done
+stop_nbdkit
 for name in "${!sleepers[@]}"; do
   echo go >"$tmp/go-$name"
   sleep 0.5
@@ -95,4 +108,5 @@ done
 start_rados -r pool=rbd
 "$nbd_expect" "$(uri snapped)" read-is 0 4096 2
 "$nbd_expect" "$(uri snapped@s)" read-is 0 4096 1
+"$nbd_expect" "$(uri kept)" read-is 0 4096 9
 stop_nbdkit

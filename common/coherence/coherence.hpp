@@ -17,7 +17,12 @@
 // itself may have made the plugin take its lock.
 //
 // When the right is taken by force, the generation is as late as the
-// plugin's knowledge of it.
+// plugin's knowledge of it.  The plugin knows until when nobody can take it
+// unseen, and renews that time as it goes on; a process that was stopped, or
+// whose machine was suspended, may find it over.  So nothing that was cached is
+// used, and no write kept, unless the promise holds (holds()).  The generation
+// is not 0 meanwhile: changes are still to be seen by what is cached, because
+// the plugin may find that all is well.
 //
 // A cache that keeps writes for a while needs more: it must write before
 // somebody else may.  The promise has a tenure: as long as it is the same
@@ -36,6 +41,8 @@
 #include <mutex>
 #include <string>
 #include <vector>
+
+#include "coherence/boot_clock.hpp"
 
 namespace nbdrados {
 
@@ -66,6 +73,14 @@ class __attribute__((visibility("default"))) Promise {
   /// others have been asked already and the tenure has not yet ended.
   void add_keeper(std::weak_ptr<Keeper> keeper) const;
 
+  /// Whether the right cannot have been taken unseen.
+  [[nodiscard]] bool holds() const noexcept {
+    const BootClock::time_point until = until_.load();
+    return until == BootClock::time_point::max() || BootClock::now() < until;
+  }
+  /// For how long that is so, from now on; at first for ever.
+  void hold_until(BootClock::time_point until) noexcept { until_ = until; }
+
   /// From now on others may change the data.
   void end() noexcept { now_.store(0); }
   /// From now on nobody else changes it; what was known is worthless.
@@ -82,6 +97,7 @@ class __attribute__((visibility("default"))) Promise {
   std::atomic<std::uint64_t> now_{0};
   std::atomic<std::uint64_t> last_{0};
   std::atomic<std::uint64_t> tenure_{0};
+  std::atomic<BootClock::time_point> until_{BootClock::time_point::max()};
   std::uint64_t last_tenure_ = 0;
   mutable std::mutex mutex_;
   // Guarded by mutex_.

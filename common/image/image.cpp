@@ -175,6 +175,7 @@ bool Image::keep_promise(const View& view) {
                    ? make_promise()
                    : constant_promise(options_.identity);
     constant_snap_ = view.snap;
+    if (constant_snap_ == snap_head) promise_->hold_until(guarded_until_);
   }
   // What is in a snapshot stays, whatever happens to the header.
   if (constant_snap_ != snap_head) {
@@ -330,6 +331,8 @@ void Image::end_hold() {
 
 void Image::guard_until(BootClock::time_point until) noexcept {
   guarded_until_ = until;
+  // What is in a snapshot stays.
+  if (promise_ && constant_snap_ == snap_head) promise_->hold_until(until);
   // Who has just seen that it was not is waiting now.
   { const std::scoped_lock lock(hold_mutex_); }
   hold_changed_.notify_all();

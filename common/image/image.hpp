@@ -54,8 +54,8 @@
 #include <utility>
 #include <vector>
 
+#include "coherence/boot_clock.hpp"
 #include "coherence/coherence.hpp"
-#include "image/boot_clock.hpp"
 #include "image/extents_mode.hpp"
 #include "image/known_extents.hpp"
 #include "image/lock_mode.hpp"

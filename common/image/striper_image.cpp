@@ -16,7 +16,7 @@
 #include <chrono>
 #include <random>
 
-#include "image/boot_clock.hpp"
+#include "coherence/boot_clock.hpp"
 #include "image/formats.hpp"
 #include "image/striper_metadata.hpp"
 #include "rados/error.hpp"

@@ -95,7 +95,11 @@ class Exports {
     [[nodiscard]] WriteBack* writes() noexcept {
       return writes_ ? &*writes_ : nullptr;
     }
-    /// The tenure of a write that comes now; 0: it must go through.
+    /// Whether what is cached may be used now, and writes kept.
+    [[nodiscard]] bool holds() const noexcept {
+      return assumed_ || !promise_ || promise_->holds();
+    }
+    /// The tenure of writes; 0: they must go through.
     [[nodiscard]] WriteBack::Tenure tenure() const noexcept {
       if (assumed_) return 1;
       return promise_ ? promise_->tenure() : 0;
@@ -127,7 +131,7 @@ class Exports {
     /// Whether it may be cached by now, as far as changes are concerned that
     /// began before it was there.
     [[nodiscard]] bool ready() noexcept;
-    /// What to cache it under now; 0: it must not be cached.
+    /// What it is cached under now; 0: it must not be cached.
     [[nodiscard]] CachedDisk::Version version() const noexcept {
       if (assumed_) return 1;
       return promise_ ? static_cast<CachedDisk::Version>(

@@ -215,7 +215,7 @@ Connection& connection_of(void* handle) {
 /// What the export is to be cached under; 0: not now.
 CachedDisk::Version version_of(void* handle) {
   const auto& entry = connection_of(handle).entry;
-  return entry && entry->ready() ? entry->version() : 0;
+  return entry && entry->ready() && entry->holds() ? entry->version() : 0;
 }
 
 /// Runs `body`, which returns 0 or an errno.  Returns that; an exception
@@ -718,7 +718,7 @@ std::uint32_t keep(Connection& c, const char* data, std::uint32_t count,
                    std::uint64_t offset) {
   WriteBack& writes = *c.entry->writes();
   const WriteBack::Tenure tenure = c.entry->tenure();
-  if (tenure == 0 || count > largest_kept ||
+  if (tenure == 0 || !c.entry->holds() || count > largest_kept ||
       state->exports.settle(*c.entry, count, offset) != 0)
     return 0;
   std::uint32_t kept = 0;

@@ -126,10 +126,48 @@ class TestExports : public CppUnit::TestFixture {
   CPPUNIT_TEST(given_up);
   CPPUNIT_TEST(given_up_in_vain);
   CPPUNIT_TEST(a_late_keeper);
+  CPPUNIT_TEST(promise_that_does_not_hold);
   CPPUNIT_TEST_SUITE_END();
 
  public:
   void setUp() override { (void)take_messages(); }
+
+  // What is cached is not used while it does not hold, and sees changes all the
+  // same: it is used again when it does.
+  void promise_that_does_not_hold() {
+    World w;
+    const std::shared_ptr<Promise> promise = make_promise();
+    promise->begin();
+    const auto client = w.connect("a", promise);
+    Exports::Export& e = *client->entry;
+    CPPUNIT_ASSERT(e.ready() && e.holds());
+    Streams streams;
+    const auto read = [&] {
+      char c = '?';
+      const int r = e.disk().read(
+          &c, 1, 0, streams,
+          [&](char* to, std::uint32_t count, std::uint64_t from) {
+            w.disk.copy(to, count, from);
+            return 0;
+          },
+          e.version());
+      CPPUNIT_ASSERT_EQUAL(0, r);
+      return c;
+    };
+    CPPUNIT_ASSERT_EQUAL('.', read());
+    promise->hold_until(BootClock::now());
+    CPPUNIT_ASSERT(!e.holds());
+    {
+      const Exports::Changing changing(w.exports, e, block, 0);
+      w.disk[0] = 'x';
+    }
+    promise->hold_until(BootClock::now() + 1h);
+    CPPUNIT_ASSERT(e.holds());
+    CPPUNIT_ASSERT_EQUAL('x', read());
+    // It was cached.
+    w.disk[0] = 'y';
+    CPPUNIT_ASSERT_EQUAL('x', read());
+  }
 
   // Over a promise nobody can write it later, otherwise the next client can.
   void the_last_client_goes() {

@@ -2,8 +2,8 @@
 //
 // A clock that goes on while the machine sleeps.
 
-#ifndef NBDRADOS_IMAGE_BOOT_CLOCK_HPP
-#define NBDRADOS_IMAGE_BOOT_CLOCK_HPP
+#ifndef NBDRADOS_COHERENCE_BOOT_CLOCK_HPP
+#define NBDRADOS_COHERENCE_BOOT_CLOCK_HPP
 
 #include <time.h>
 

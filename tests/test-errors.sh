@@ -262,7 +262,8 @@ no_key "keyring $tmp/wrong.keyring has no key for client.nobody" id=nobody \
   keyring="$tmp/wrong.keyring"
 # What is no keyring, and one in which another user's key is damaged.
 printf 'no section' >"$tmp/garbage"
-no_key "keyring $tmp/garbage is damaged" keyring="$tmp/garbage"
+no_key "keyring $tmp/garbage (is damaged|has no key for client.admin)" \
+  keyring="$tmp/garbage"
 {
   cat "$ceph_dir/keyring"
   printf '[client.other]\n\tkey = %s\n' "${right:0:20}"
@@ -304,11 +305,12 @@ unchanged
 say "what a client reads when it cannot connect"
 rbd create --size 4M rbd/held
 rbd create --size 4M rbd/other
+rados -p rbd put broken.rbd "$tmp/nothing"
 start_rados pool=rbd
 # reads EXPORT WORDS: in the client's message, and nothing that is not its own;
 # the server's log has all.
 reads() {
-  expect_fail "" nbdinfo --size "$(uri "$1")"
+  expect_fail "" nbdinfo "$(uri "$1")"
   if grep -q "refused: " <<<"$failure"; then
     assert_match "refused: $2" "$failure"
   elif grep -q "refused: " "$nbdkit_log"; then

@@ -24,8 +24,10 @@
 #include <rados/librados.hpp>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cerrno>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <iterator>
@@ -1289,6 +1291,18 @@ void RadosCluster::connect_failed(int r, const ClusterConfig& config) {
   key_failed(r, config);
 }
 
+/// Whether this librados reads keys of that type: since 19.2.6 and 20.2.4.
+bool reads_aes256k() {
+  int major = 0;
+  int minor = 0;
+  int patch = 0;
+  (void)std::sscanf(ceph_version().c_str(), "%d.%d.%d", &major, &minor,
+                    &patch);
+  const std::array version{major, minor, patch};
+  return version >= std::array{20, 2, 4} ||
+         (major == 19 && version >= std::array{19, 2, 6});
+}
+
 /// The same, where the key may be to blame.
 void RadosCluster::key_failed(int r, const ClusterConfig& config) {
   const std::string& entity = config.entity;
@@ -1304,10 +1318,10 @@ void RadosCluster::key_failed(int r, const ClusterConfig& config) {
     case KeyState::damaged:
       throw Error(-r, as + "the key in " + key.where + " is damaged");
     case KeyState::missing:
-      if (!refused) break;
+      if (!refused && r != -ENOENT) break;
       throw Error(EACCES, as + key.where + " has no key for " + entity);
     case KeyState::aes256k:
-      if (refused) break;
+      if (refused || reads_aes256k()) break;
       throw Error(-r, as + "the key in " + key.where +
                           " is of the new type aes256k, which this librados "
                           "cannot read; it needs one that was made with "
@@ -1319,8 +1333,10 @@ void RadosCluster::key_failed(int r, const ClusterConfig& config) {
     throw Error(EACCES, "the cluster does not accept " + entity +
                             ": wrong key (in " + key.where +
                             ") or unknown user");
-  // All of a keyring must be right, also what is of other users.
-  if (r == -EIO) throw Error(EIO, as + key.where + " is damaged");
+  // All of a keyring must be right, also what is of other users.  (Ceph 20 calls
+  // one that is not "not found".)
+  if (r == -EIO || r == -ENOENT)
+    throw Error(EIO, as + key.where + " is damaged");
   const std::string monitors = option(rados_, "mon_host");
   // ceph: src/mon/MonMap.cc, build_initial.
   if (r == -EINVAL)

@@ -967,7 +967,8 @@ class OwnershipTest : public CppUnit::TestFixture {
     std::string wrong;
     for (std::size_t i = 0; i < at_once; ++i) {
       const std::string name = "seed " + std::to_string(seed + i) + "\n";
-      if (results[i].wait_until(end + patience) != std::future_status::ready) {
+      if (results[i].wait_until(end + 3 * patience) !=
+          std::future_status::ready) {
         std::fprintf(stderr, "it does not end: %s%s", name.c_str(),
                      runs[i].log().c_str());
         std::abort();  // nothing else would end it

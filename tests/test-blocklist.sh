@@ -86,7 +86,8 @@ declare -A held
 hold() {
   rm -f "$tmp/$1".{held,go}
   "$nbd_expect" "$(uri "$1")" write 0 64K 1 ok , run "
-    touch '$tmp/$1.held'; until [ -e '$tmp/$1.go' ]; do sleep 0.1; done" , \
+    touch '$tmp/$1.held'
+    while [ -e '$tmp/$1.held' ] && [ ! -e '$tmp/$1.go' ]; do sleep 0.1; done" , \
     "${@:2}" &
   held[$1]=$!
   own "${held[$1]}"
@@ -121,6 +122,10 @@ address=$(address i3)
 [ "$address" = "$(address i5)" ] || die "more Ceph clients than one"
 fence "$address"
 serves i3 write 8M 1M 5 ok
+# Whoever took the lock has made sure that nothing of the old client can arrive:
+# the monitor was told, for its own default time.
+grep -rqs "blocklistop\": \"add\", \"addr\": \"$address\"}" \
+  "$ceph_dir/log" || die "a lock was taken without blocklisting"
 serves i4 write 8M 1M 5 ok
 serves i6 write 8M 1M 5 ok
 forgive "$address"

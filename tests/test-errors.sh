@@ -311,8 +311,12 @@ start_rados pool=rbd
 # the server's log has all.
 reads() {
   expect_fail "" nbdinfo "$(uri "$1")"
+  judge "$2"
+}
+# judge WORDS: the same of $failure.
+judge() {
   if grep -q "refused: " <<<"$failure"; then
-    assert_match "refused: $2" "$failure"
+    assert_match "refused: $1" "$failure"
   elif grep -q "refused: " "$nbdkit_log"; then
     die "not for the client: $failure"
   fi
@@ -324,6 +328,8 @@ reads broken "that cannot be served"
 client_of_held=$(uri held)
 start_rados pool=rbd
 "$nbd_expect" "$client_of_held" write 0 4096 1 ok , \
-  run "'$nbd_expect' '$(uri held)' connect fail"
+  run "! nbdinfo '$(uri held)' 2>'$tmp/held.txt'"
+failure=$(cat "$tmp/held.txt")
+judge "another client has the lock of the image"
 assert_match "rbd/held is locked by client\.[0-9]+ \(127" "$(cat "$nbdkit_log")"
 stop_nbdkit

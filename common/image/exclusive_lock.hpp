@@ -43,7 +43,8 @@
 // One that is lost gives its lock back when its watch is found broken, or at the
 // latest when it is closed; in both cases after its last request.  So a lock
 // that a client of this process has without a watch is a leftover, and taken
-// without 5 and 6: these would shut out the other images of that client.
+// without 5 and 6: these would shut out the other images of that client.  (One
+// that is blocklisted has lost them already, and may have requests under way.)
 //
 // Thread-safety: one thread at a time, except for client_id.
 

@@ -44,23 +44,31 @@ inline void set_error(int code) noexcept {
 }
 
 /// Runs `body` for the callback `operation`.  Returns what body returns; an
-/// exception becomes one line for nbdkit_error, an errno and `failure`.
-template <class Result, class Body>
-[[nodiscard]] Result guard(const char* operation, Result failure,
-                           Body&& body) noexcept {
+/// exception becomes one line for nbdkit_error, a call of `said` with its positive
+/// errno, an errno for nbdkit and `failure`.
+template <class Result, class Body, class Said>
+[[nodiscard]] Result guard(const char* operation, Result failure, Body&& body,
+                           Said&& said) noexcept {
+  int code = EIO;
   try {
     return std::forward<Body>(body)();
   } catch (const Error& e) {
     nbdkit_error("%s: %s", operation, e.what());
-    set_error(nbd_errno(e.code()));
+    code = e.code();
   } catch (const std::bad_alloc&) {
     nbdkit_error("%s: out of memory", operation);
-    set_error(ENOMEM);
+    code = ENOMEM;
   } catch (const std::exception& e) {
     nbdkit_error("%s: %s", operation, e.what());
-    set_error(EIO);
   }
+  said(code);
+  set_error(nbd_errno(code));
   return failure;
+}
+template <class Result, class Body>
+[[nodiscard]] Result guard(const char* operation, Result failure,
+                           Body&& body) noexcept {
+  return guard(operation, failure, std::forward<Body>(body), [](int) {});
 }
 
 /// For callbacks that return 0 or -1.

@@ -52,7 +52,8 @@ class Blocklister {
   /// This client's id, the number in "client.4711".
   [[nodiscard]] virtual std::uint64_t client_id() const = 0;
 
-  /// Whether that is a client of this process, this one or another.
+  /// Whether that is a client of this process, this one or another, that has not
+  /// been found to be blocklisted.
   [[nodiscard]] virtual bool is_own(std::uint64_t client) const {
     return client == client_id();
   }

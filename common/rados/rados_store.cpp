@@ -571,8 +571,8 @@ class RadosWatch final : public Watch {
   std::shared_ptr<WatchContext> context_;
 };
 
-/// Which clients of the cluster this process is; their numbers are the same for
-/// all of it.  Thread-safe.
+/// Which clients of the cluster this process is, but for those that are shut out;
+/// their numbers are the same for all of it.  Thread-safe.
 class OwnClients {
  public:
   void add(std::uint64_t client) {
@@ -626,7 +626,12 @@ class RadosCluster final : public Cluster {
   }
 
   bool shut_out() const noexcept override { return shut_out_.load(); }
-  void found_shut_out() noexcept { shut_out_.store(true); }
+  /// Whoever takes a lock of this client makes sure from then on, as of any
+  /// other dead client: what it has sent may still be under way, and its images
+  /// are lost anyway.
+  void found_shut_out() noexcept {
+    if (!shut_out_.exchange(true)) own_clients().remove(client_id_);
+  }
 
   /// Returns when no watch callback is queued or under way.
   void flush_watches() { rados_.watch_flush(); }
@@ -1283,9 +1288,9 @@ void RadosCluster::connect_failed(int r, const ClusterConfig& config) {
   const std::string monitors = option(rados_, "mon_host");
   if (r == -ETIMEDOUT)
     throw Error(ETIMEDOUT, "no Ceph monitor (mon_host=" + monitors +
-                               ") answered within connect-timeout= (" +
+                               ") answered within " +
                                std::to_string(config.connect_timeout.count()) +
-                               " ms)");
+                               " ms (connect-timeout=)");
   if (r == -ENOENT && monitors.empty())
     throw Error(ENOENT, "no Ceph monitors known: ceph.conf has no mon_host");
   key_failed(r, config);

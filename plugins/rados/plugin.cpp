@@ -15,11 +15,9 @@
 #include <csignal>
 #include <cstdint>
 #include <cstdio>
-#include <exception>
 #include <list>
 #include <memory>
 #include <mutex>
-#include <new>
 #include <string>
 #include <utility>
 
@@ -160,30 +158,14 @@ const char* public_reason(int code) {
 /// logs.
 template <class Result, class Body>
 Result connecting(const char* operation, Result failure, Body&& body) {
-  int code = 0;
-  const Result result = guard(operation, failure, [&] {
-    try {
-      return body();
-    } catch (const Error& e) {
-      code = e.code();
-      throw;
-    } catch (const std::bad_alloc&) {
-      code = ENOMEM;
-      throw;
-    } catch (const std::exception&) {
-      code = EIO;
-      throw;
-    }
+  return guard(operation, failure, std::forward<Body>(body), [](int code) {
+    if (!errors_reach_clients()) return;
+    const char* const name = nbdkit_export_name();
+    const bool unnamed = !config->image && code == ENOENT &&
+                         (name == nullptr || *name == '\0');
+    nbdkit_error("refused: %s", unnamed ? "choose an image by its name"
+                                        : public_reason(code));
   });
-  if (code == 0 || !errors_reach_clients()) return result;
-  const char* const name = nbdkit_export_name();
-  const bool unnamed =
-      !config->image && code == ENOENT && (name == nullptr || *name == '\0');
-  const int error = errno;
-  nbdkit_error("refused: %s", unnamed ? "choose an image by its name"
-                                      : public_reason(code));
-  errno = error;
-  return result;
 }
 
 int list_exports(int /*readonly*/, int /*is_tls*/,

@@ -7,8 +7,8 @@
 #include <map>
 #include <string>
 
+#include "formats/striper_metadata.hpp"
 #include "fuzz-checks.hpp"
-#include "image/striper_metadata.hpp"
 #include "layout/layout.hpp"
 
 using namespace nbdrados;

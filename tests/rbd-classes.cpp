@@ -32,7 +32,7 @@
 #include <thread>
 #include <vector>
 
-#include "image/object_map.hpp"
+#include "image/ownership/object_map.hpp"
 #include "rados/cluster.hpp"
 #include "rados/error.hpp"
 #include "rados/object_store.hpp"

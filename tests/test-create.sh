@@ -293,7 +293,7 @@ assert_eq "$before" "$(pool_state rbd)" "the pool"
 rbd rm --no-progress rbd/theirs
 
 say "what a crash leaves, rbd rm removes"
-# As after the steps 2 to 5 of common/image/format2_create.cpp.
+# As after the steps 2 to 5 of common/formats/format2_create.cpp.
 for step in 2 3 4 5; do
   ours rbd/crash size=20M stripe-unit=64K stripe-count=3
   id=$(rbd info --format json rbd/crash | jq -r .id)

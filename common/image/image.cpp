@@ -8,7 +8,7 @@
 #include <utility>
 
 #include "image/image_internal.hpp"
-#include "image/maintenance.hpp"
+#include "image/ownership/maintenance.hpp"
 #include "rados/error.hpp"
 #include "rbd/encoding.hpp"
 

@@ -50,7 +50,7 @@
 
 #include "image/image.hpp"
 #include "image/image_internal.hpp"
-#include "image/maintenance.hpp"
+#include "image/ownership/maintenance.hpp"
 #include "rados/error.hpp"
 #include "rbd/format2.hpp"
 

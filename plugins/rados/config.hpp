@@ -13,9 +13,9 @@
 #include <string>
 #include <string_view>
 
-#include "image/catalog.hpp"
-#include "image/extents_mode.hpp"
-#include "image/lock_mode.hpp"
+#include "formats/catalog.hpp"
+#include "image/ownership/lock_mode.hpp"
+#include "image/status/extents_mode.hpp"
 #include "rados/cluster.hpp"
 
 namespace nbdrados {

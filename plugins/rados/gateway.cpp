@@ -10,7 +10,7 @@
 #include <cstdlib>
 #include <utility>
 
-#include "image/listing.hpp"
+#include "formats/listing.hpp"
 #include "rados/error.hpp"
 
 namespace nbdrados {

@@ -15,8 +15,8 @@
 #include <vector>
 
 #include "config.hpp"
-#include "image/difference.hpp"
 #include "image/image.hpp"
+#include "image/status/difference.hpp"
 #include "rados/client_pool.hpp"
 
 namespace nbdrados {

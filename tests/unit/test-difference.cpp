@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "image/difference.hpp"
+#include "image/status/difference.hpp"
 #include "rados/memory_store.hpp"
 
 using namespace nbdrados;

@@ -21,8 +21,8 @@
 #include <utility>
 #include <vector>
 
-#include "image/exclusive_lock.hpp"
-#include "image/lock_turns.hpp"
+#include "image/ownership/exclusive_lock.hpp"
+#include "image/ownership/lock_turns.hpp"
 #include "rados/error.hpp"
 #include "rados/fault_store.hpp"
 #include "rados/memory_store.hpp"

@@ -18,15 +18,16 @@
 #include <thread>
 #include <vector>
 
-#include "image/catalog.hpp"
-#include "image/difference.hpp"
-#include "image/exclusive_lock.hpp"
+#include "formats/catalog.hpp"
+#include "formats/striper_metadata.hpp"
 #include "image/image.hpp"
-#include "image/lock_turns.hpp"
+#include "image/ownership/exclusive_lock.hpp"
+#include "image/ownership/lock_turns.hpp"
 #include "image/published.hpp"
-#include "image/striper_metadata.hpp"
+#include "image/status/difference.hpp"
 #include "image/worker_pool.hpp"
 #include "layout/sectors.hpp"
+#include "no-blocklister.hpp"
 #include "rados/error.hpp"
 #include "rados/fault_store.hpp"
 #include "rados/memory_store.hpp"
@@ -34,7 +35,6 @@
 #include "rbd/encoding.hpp"
 #include "rbd/format1.hpp"
 #include "rbd/watch_notify.hpp"
-#include "no-blocklister.hpp"
 
 namespace {
 

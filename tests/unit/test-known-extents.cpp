@@ -14,8 +14,8 @@
 #include <thread>
 #include <vector>
 
-#include "image/absent_objects.hpp"
-#include "image/known_extents.hpp"
+#include "image/status/absent_objects.hpp"
+#include "image/status/known_extents.hpp"
 
 namespace {
 

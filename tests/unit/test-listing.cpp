@@ -14,8 +14,8 @@
 #include <string>
 #include <vector>
 
-#include "image/catalog.hpp"
-#include "image/listing.hpp"
+#include "formats/catalog.hpp"
+#include "formats/listing.hpp"
 #include "rados/batch.hpp"
 #include "rados/error.hpp"
 #include "rados/fault_store.hpp"

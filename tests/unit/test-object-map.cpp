@@ -30,10 +30,11 @@
 #include <utility>
 #include <vector>
 
-#include "image/creation_runs.hpp"
-#include "image/map_loader.hpp"
-#include "image/map_reader.hpp"
-#include "image/object_map.hpp"
+#include "image/ownership/creation_runs.hpp"
+#include "image/ownership/map_loader.hpp"
+#include "image/ownership/map_reader.hpp"
+#include "image/ownership/object_map.hpp"
+#include "object-map-methods.hpp"
 #include "rados/error.hpp"
 #include "rados/fault_store.hpp"
 #include "rados/memory_store.hpp"
@@ -41,7 +42,6 @@
 #include "rbd/encoding.hpp"
 #include "rbd/features.hpp"
 #include "rbd/format2.hpp"
-#include "object-map-methods.hpp"
 
 using namespace nbdrados;
 using namespace std::chrono_literals;

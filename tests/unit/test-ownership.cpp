@@ -48,10 +48,10 @@
 #include <utility>
 #include <vector>
 
-#include "image/exclusive_lock.hpp"
 #include "image/image.hpp"
-#include "image/map_reader.hpp"
-#include "image/object_map.hpp"
+#include "image/ownership/exclusive_lock.hpp"
+#include "image/ownership/map_reader.hpp"
+#include "image/ownership/object_map.hpp"
 #include "object-map-methods.hpp"
 #include "rados/cluster.hpp"
 #include "rados/error.hpp"

@@ -19,7 +19,7 @@
 #include <tuple>
 #include <vector>
 
-#include "image/catalog.hpp"
+#include "formats/catalog.hpp"
 #include "rados/error.hpp"
 #include "rados/fault_store.hpp"
 #include "rados/memory_store.hpp"

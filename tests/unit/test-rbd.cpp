@@ -19,7 +19,7 @@
 #include <string_view>
 #include <vector>
 
-#include "image/striper_metadata.hpp"
+#include "formats/striper_metadata.hpp"
 #include "rados/error.hpp"
 #include "rbd/cls_lock.hpp"
 #include "rbd/directory.hpp"

@@ -32,17 +32,17 @@
 #include <string_view>
 #include <vector>
 
-#include "image/exclusive_lock.hpp"
 #include "image/image.hpp"
-#include "image/object_map.hpp"
+#include "image/ownership/exclusive_lock.hpp"
+#include "image/ownership/object_map.hpp"
+#include "no-blocklister.hpp"
+#include "object-map-methods.hpp"
 #include "rados/error.hpp"
 #include "rados/fault_store.hpp"
 #include "rados/memory_store.hpp"
 #include "rbd/encoding.hpp"
 #include "rbd/format2.hpp"
 #include "rbd/object_map.hpp"
-#include "no-blocklister.hpp"
-#include "object-map-methods.hpp"
 
 namespace {
 

@@ -17,7 +17,7 @@
 #include <utility>
 #include <vector>
 
-#include "image/write_merger.hpp"
+#include "image/io/write_merger.hpp"
 #include "rados/error.hpp"
 
 namespace {

@@ -1,0 +1,458 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// RBD format 2: rbd_id.NAME holds the id, rbd_header.ID the metadata, behind
+// the `rbd` object class.
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <utility>
+
+#include "formats/format2_snapshots.hpp"
+#include "formats/formats.hpp"
+#include "image/ownership/exclusive_lock.hpp"
+#include "image/ownership/map_loader.hpp"
+#include "image/ownership/map_reader.hpp"
+#include "rados/error.hpp"
+#include "rbd/features.hpp"
+#include "rbd/format2.hpp"
+
+namespace nbdrados {
+
+namespace {
+
+constexpr std::uint64_t id_limit = 4096;
+
+/// Features whose images cannot be read as their data objects are: with
+/// migrating, data is still in another image; with dirty-cache, newer data
+/// is on some client's cache device (ceph: src/include/rbd/features.h).
+constexpr std::uint64_t unreadable_features =
+    feature_migrating | feature_dirty_cache;
+
+/// Features whose images must not be written to as this is done here.  With
+/// journaling every write goes to a journal first; a non-primary image is
+/// written by its mirror alone.
+constexpr std::uint64_t unwritable_features =
+    unreadable_features | feature_journaling | feature_non_primary;
+
+/// False where there is no image of that name.
+bool read_id(const Pool& pool, const std::string& image, std::string* id) {
+  std::string bytes;
+  const std::string oid = format2_id_oid(image);
+  const auto pending = pool.store->read_all(oid, id_limit, &bytes);
+  const int r = pending->wait_for(pool.timeout());
+  if (r == -ENOENT) return false;
+  check(r, "cannot read object " + oid);
+  *id = decode_image_id(bytes);
+  return true;
+}
+
+/// Calls of the object class on one header, several in flight.
+class HeaderCalls {
+ public:
+  HeaderCalls(const Pool& pool, std::string oid)
+      : pool_(pool), oid_(std::move(oid)) {
+    calls_.reserve(16);  // outputs must not move
+  }
+  /// Starts a call; returns its number.
+  std::size_t start(const char* method, std::string_view input = {}) {
+    Call& call = calls_.emplace_back();
+    call.method = method;
+    call.output = std::make_unique<std::string>();
+    call.pending = pool_.store->exec(oid_, rbd_class, method, input,
+                                     call.output.get());
+    return calls_.size() - 1;
+  }
+  /// The result of a call, which may be negative.
+  int result(std::size_t n) {
+    return calls_[n].pending->wait_for(pool_.timeout());
+  }
+  /// The output of a call.  Throws Error where it failed.
+  const std::string& output(std::size_t n) {
+    const int r = result(n);
+    if (r == -EOPNOTSUPP) rbd_class_refused(pool_);
+    check(r, "cannot read header object " + oid_ + " (" + calls_[n].method +
+                 ")");
+    return *calls_[n].output;
+  }
+
+ private:
+  struct Call {
+    const char* method = "";
+    std::unique_ptr<std::string> output;
+    std::unique_ptr<Pending> pending;
+  };
+  const Pool& pool_;
+  const std::string oid_;
+  std::vector<Call> calls_;
+};
+
+/// All snapshots of an image, newest first.
+std::vector<Format2Snapshot> read_snapshots(const Pool& pool,
+                                            const std::string& oid,
+                                            const SnapContext& snapc) {
+  Batch batch({.deadline = std::chrono::steady_clock::now() + pool.timeout(),
+               .patience = pool.timeout(),
+               .in_flight = 4});
+  HeaderSnapshots found;
+  add_snapshots(batch, *pool.store, oid, snapc.snaps, found);
+  batch.run();
+  if (found.error != 0)
+    fail(found.error, "cannot read header object " + oid + " (snapshot_get)");
+  std::sort(found.snapshots.begin(), found.snapshots.end(),
+            [](const auto& a, const auto& b) { return a.id > b.id; });
+  return std::move(found.snapshots);
+}
+
+/// A user's snapshot before others of that name, and none in the trash: that
+/// is there for clones alone.
+SnapId find_snapshot(const std::vector<Format2Snapshot>& snapshots,
+                     const std::string& image, const std::string& name) {
+  std::optional<SnapId> found;
+  for (const Format2Snapshot& s : snapshots)
+    if (s.name == name && s.kind != Format2SnapshotKind::trash) {
+      found = s.id;
+      if (s.kind == Format2SnapshotKind::user) break;
+    }
+  if (!found)
+    throw Error(ENOENT,
+                "image '" + image + "' has no snapshot '" + name + "'");
+  return *found;
+}
+
+class Format2 final : public ImageFormat {
+ public:
+  /// Whom a snapshot serves: who asked for it by name, or the clones that were
+  /// made of it.
+  enum class For : std::uint8_t { user, clones };
+
+  Format2(Pool pool, ImageSpec spec, const std::string& id, SnapId snap,
+          For whom, const OpenOptions& options)
+      : pool_(std::move(pool)),
+        spec_(std::move(spec)),
+        id_(id),
+        header_oid_(format2_header_oid(id)),
+        snap_(snap),
+        for_(whom),
+        data_store_(pool_.data),
+        core_(read_core()),
+        traits_(make_traits()),
+        map_reader_(*pool_.store, header_oid_,
+                    format2_object_map_oid(id_, snap_), snap_,
+                    pool_.timeout()) {
+    if (options.writable && snap_ == snap_head)
+      lock_ = std::make_unique<ExclusiveLock>(
+          *pool_.store, header_oid_, *pool_.cluster,
+          ExclusiveLock::Options{.limit = pool_.timeout(),
+                                 .what = spec_.text()});
+  }
+
+  const ImageTraits& traits() const override { return traits_; }
+
+  View load() override {
+    HeaderCalls calls(pool_, header_oid_);
+    const std::string at = encode_snap_id(snap_);
+    const auto snapc = calls.start("get_snapcontext");
+    const auto features =
+        calls.start("get_features", encode_get_features(snap_head, true));
+    const auto size = calls.start("get_size", at);
+    const auto flags = calls.start("get_flags", at);
+    const auto parent = calls.start("parent_get");
+    const auto overlap = calls.start("parent_overlap_get", at);
+    const bool of_snapshot = snap_ != snap_head;
+    const auto info =
+        of_snapshot ? calls.start("snapshot_get", at) : std::size_t{0};
+    try {
+      View view;
+      view.snapc = decode_get_snapcontext(calls.output(snapc));
+      view.snap = snap_;
+      const Format2Features f = decode_get_features(calls.output(features));
+      check_features(f);
+      if (of_snapshot) {
+        const Format2Snapshot s = decode_snapshot_get(calls.output(info));
+        // Removing a snapshot that has clones moves it to the trash, where
+        // they keep it.
+        if (for_ == For::user && s.kind == Format2SnapshotKind::trash)
+          throw Error(EIO, traits_.name + ": the snapshot has been deleted");
+      }
+      view.size = decode_get_size(calls.output(size)).size;
+      const std::uint64_t bits = decode_get_flags(calls.output(flags));
+      view.lockable = (f.features & feature_exclusive_lock) != 0;
+      view.snaps_mapped = (f.features & feature_object_map) != 0;
+      view.mappable =
+          view.snaps_mapped && (bits & flag_object_map_invalid) == 0;
+      view.fast_diff = (f.features & feature_fast_diff) != 0;
+      if (const auto never =
+              f.features & (unwritable_features | ~features_known);
+          never != 0)
+        view.unwritable = "writing is not supported with feature " +
+                          feature_names(never);
+      read_parent(calls, parent, overlap, view);
+      return view;
+    } catch (const Error& e) {
+      if (e.code() != ENOENT) throw;
+      throw Error(of_snapshot ? EIO : ENOENT,
+                  traits_.name + (of_snapshot
+                                      ? ": the snapshot has been deleted"
+                                      : ": the image has been deleted"));
+    }
+  }
+
+  std::unique_ptr<ImageFormat> open_parent(const ParentSpec& spec) override {
+    try {
+      const Pool pool = open_parent_pool(spec);
+      const ImageSpec name{.pool = "pool " + std::to_string(spec.pool),
+                           .name_space = spec.name_space,
+                           .image = image_name(pool, spec.image_id),
+                           .snapshot = std::to_string(spec.snap)};
+      return std::make_unique<Format2>(pool, name, spec.image_id, spec.snap,
+                                       For::clones, OpenOptions{});
+    } catch (const Error& e) {
+      throw Error(e.code() == ENOENT ? EIO : e.code(),
+                  traits_.name + ": its parent cannot be read: " + e.what());
+    }
+  }
+
+  ExclusiveLock* lock() noexcept override { return lock_.get(); }
+
+  std::shared_ptr<ObjectMap> open_map(std::uint64_t objects) override {
+    map_reader_.forget();
+    return ObjectMap::open(*pool_.store, id_, objects, pool_.timeout());
+  }
+
+  std::shared_ptr<const ObjectStates> read_map() override {
+    return map_reader_.read();
+  }
+
+  std::shared_ptr<const ObjectStates> read_fast_diff(SnapId snap) override {
+    // As in MapReader: valid before and after, so in between.
+    const auto valid = [&] {
+      HeaderCalls calls(pool_, header_oid_);
+      const auto flags = calls.start("get_flags", encode_snap_id(snap));
+      return calls.result(flags) != -ENOENT &&
+             (decode_get_flags(calls.output(flags)) &
+              (flag_object_map_invalid | flag_fast_diff_invalid)) == 0;
+    };
+    if (!valid()) return nullptr;
+    std::shared_ptr<const ObjectStates> states;
+    if (snap == snap_) {
+      states = read_map();
+    } else {
+      try {
+        states = std::make_shared<const ObjectStates>(
+            load_object_map(*pool_.store, format2_object_map_oid(id_, snap),
+                            pool_.timeout())
+                .states);
+      } catch (const Error& e) {
+        // Without it, it only takes longer.
+        if (e.code() == ENOENT || e.code() == EINVAL) return nullptr;
+        throw Error(e.code(), traits_.name + ": " + e.what());
+      }
+    }
+    return valid() ? states : nullptr;
+  }
+
+  void invalidate_map(SnapId snap) override {
+    const std::uint64_t flags =
+        flag_object_map_invalid | flag_fast_diff_invalid;
+    const std::string input = encode_set_flags(snap, flags, flags);
+    std::string output;
+    const int r =
+        pool_.store->exec(header_oid_, rbd_class, "set_flags", input, &output)
+            ->wait_for(pool_.timeout());
+    // A snapshot that has been deleted meanwhile.
+    if (r == -ENOENT && snap != snap_head) return;
+    check(r, traits_.name + ": cannot mark the object map as invalid");
+  }
+
+  std::unique_ptr<Pending> update_snapshot_map(SnapId snap,
+                                               std::uint64_t object_no,
+                                               ObjectState state,
+                                               ObjectState current,
+                                               std::string* request) override {
+    *request =
+        encode_object_map_update(object_no, object_no + 1, state, current);
+    // A map that does not exist must not come into being.
+    return pool_.store->write(format2_object_map_oid(id_, snap),
+                              WriteOp().assert_exists().exec(
+                                  rbd_class, "object_map_update", *request),
+                              {});
+  }
+
+  ObjectStore& header_store() override { return *pool_.store; }
+  ObjectStore& data_store() override { return *data_store_; }
+
+ private:
+  void check_features(const Format2Features& f) const {
+    if (const auto bits = f.features & unreadable_features; bits != 0)
+      throw Error(ENOTSUP, "image '" + spec_.image +
+                               "' cannot be read: feature " +
+                               feature_names(bits) + " is not supported");
+    if (const auto bits = f.incompatible & ~features_known; bits != 0)
+      throw Error(ENOTSUP, "image '" + spec_.image +
+                               "' cannot be read: it needs " +
+                               feature_names(bits) +
+                               ", which this version does not know");
+  }
+
+  Format2Core read_core() {
+    Format2Core core;
+    {
+      HeaderCalls calls(pool_, header_oid_);
+      const auto size = calls.start("get_size", encode_snap_id(snap_head));
+      const auto features =
+          calls.start("get_features", encode_get_features(snap_head, true));
+      const auto prefix = calls.start("get_object_prefix");
+
+      const Format2Features f = decode_get_features(calls.output(features));
+      check_features(f);
+      core.features = f.features;
+      core.incompatible = f.incompatible;
+      const Format2Size s = decode_get_size(calls.output(size));
+      core.size = s.size;
+      core.order = s.order;
+      core.object_prefix = decode_get_object_prefix(calls.output(prefix));
+    }
+    HeaderCalls calls(pool_, header_oid_);
+    if ((core.features & feature_striping) != 0)
+      core.striping = decode_get_stripe_unit_count(
+          calls.output(calls.start("get_stripe_unit_count")));
+    if ((core.features & feature_data_pool) != 0) {
+      core.data_pool =
+          decode_get_data_pool(calls.output(calls.start("get_data_pool")));
+      if (core.data_pool) data_store_ = open_data_pool(*core.data_pool);
+    }
+    return core;
+  }
+
+  static std::string data_pool_text(std::int64_t number) {
+    return "its data pool (number " + std::to_string(number) + ")";
+  }
+
+  Pool open_parent_pool(const ParentSpec& spec) const {
+    try {
+      return open_pool(pool_.cluster, spec.pool, spec.name_space);
+    } catch (const Error& e) {
+      if (e.code() != ENOENT) throw;
+      throw Error(ENXIO, "the parent's pool (number " +
+                             std::to_string(spec.pool) +
+                             ") does not exist");
+    }
+  }
+
+  std::shared_ptr<ObjectStore> open_data_pool(std::int64_t number) const {
+    try {
+      return pool_.cluster->open_pool(number, spec_.name_space,
+                                      Cluster::Purpose::data);
+    } catch (const Error& e) {
+      // Not ENOENT, because the image is there.
+      if (e.code() != ENOENT) throw;
+      throw Error(ENXIO, spec_.text() + ": " + data_pool_text(number) +
+                             " does not exist");
+    }
+  }
+
+  /// From the replies to parent_get and parent_overlap_get.
+  void read_parent(HeaderCalls& calls, std::size_t parent, std::size_t overlap,
+                   View& view) const {
+    std::optional<Format2Parent> found;
+    if (calls.result(parent) == -EOPNOTSUPP) {
+      // OSDs before Nautilus.
+      const auto both = decode_get_parent(
+          calls.output(calls.start("get_parent", encode_snap_id(snap_))));
+      if (both) {
+        found = both->first;
+        view.overlap = both->second;
+      }
+    } else {
+      found = decode_parent_get(calls.output(parent));
+      view.overlap =
+          decode_parent_overlap_get(calls.output(overlap)).value_or(0);
+    }
+    if (!found) view.overlap = 0;
+    if (view.overlap == 0) return;
+    view.parent_spec = {.pool = found->pool,
+                        .name_space = found->pool_namespace,
+                        .image_id = found->image_id,
+                        .snap = found->snap};
+  }
+
+  /// For messages: the name of an image in another pool, or its id.
+  static std::string image_name(const Pool& pool, const std::string& id) {
+    std::string output;
+    const int r =
+        pool.store
+            ->exec(std::string(rbd_directory_oid), rbd_class, "dir_get_name",
+                   encode_dir_get_name(id), &output)
+            ->wait_for(pool.timeout());
+    try {
+      if (r >= 0) return decode_dir_get_name(output);
+    } catch (const Error&) {
+      // The id will do.
+    }
+    return "id " + id;
+  }
+
+  ImageTraits make_traits() const {
+    const std::uint64_t object_size = std::uint64_t{1} << core_.order;
+    const auto [unit, count] =
+        core_.striping.value_or(std::pair<std::uint64_t, std::uint64_t>{
+            object_size, 1});
+    return {.name = spec_.text(),
+            .format = "RBD format 2",
+            .layout = Layout(object_size, unit, count),
+            .object_prefix = core_.object_prefix,
+            .name_digits = 16,
+            .header_oid = header_oid_,
+            .details = core_.features == 0
+                           ? std::string("no features")
+                           : "features " + feature_names(core_.features),
+            .data_pool = core_.data_pool ? data_pool_text(*core_.data_pool)
+                                         : "its pool"};
+  }
+
+  const Pool pool_;
+  const ImageSpec spec_;
+  const std::string id_;
+  const std::string header_oid_;
+  const SnapId snap_;
+  const For for_;
+  std::shared_ptr<ObjectStore> data_store_;
+  const Format2Core core_;
+  const ImageTraits traits_;
+  std::unique_ptr<ExclusiveLock> lock_;
+  MapReader map_reader_;
+};
+
+}  // namespace
+
+bool exists_format2(const Pool& pool, const std::string& image) {
+  return object_exists(pool, format2_id_oid(image));
+}
+
+std::optional<ImageIdentity> resolve_format2(const Pool& pool,
+                                             const ImageSpec& spec) {
+  ImageIdentity identity;
+  if (!read_id(pool, spec.image, &identity.image)) return std::nullopt;
+  if (spec.snapshot.empty() && spec.since.empty()) return identity;
+  const std::string oid = format2_header_oid(identity.image);
+  HeaderCalls calls(pool, oid);
+  const auto snapshots = read_snapshots(
+      pool, oid,
+      decode_get_snapcontext(calls.output(calls.start("get_snapcontext"))));
+  if (!spec.snapshot.empty())
+    identity.snap = find_snapshot(snapshots, spec.image, spec.snapshot);
+  if (!spec.since.empty())
+    identity.since = find_snapshot(snapshots, spec.image, spec.since);
+  return identity;
+}
+
+std::unique_ptr<ImageFormat> open_format2(const Pool& pool,
+                                          const ImageIdentity& identity,
+                                          const ImageSpec& spec,
+                                          const OpenOptions& options) {
+  return std::make_unique<Format2>(pool, spec, identity.image, identity.snap,
+                                   Format2::For::user, options);
+}
+
+}  // namespace nbdrados

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+#include "formats/format2_snapshots.hpp"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstddef>
+#include <memory>
+
+#include "rados/error.hpp"
+
+namespace nbdrados {
+
+namespace {
+
+/// Snapshots in one operation, while which an OSD does nothing else for the
+/// header.
+constexpr std::size_t part_size = 128;
+static_assert(part_size <= ObjectStore::max_calls);
+
+}  // namespace
+
+void add_snapshots(Batch& batch, ObjectStore& store,
+                   const std::string& header_oid, std::span<const SnapId> ids,
+                   HeaderSnapshots& into) {
+  for (; !ids.empty(); ids = ids.subspan(std::min(part_size, ids.size()))) {
+    const auto part = ids.first(std::min(part_size, ids.size()));
+    std::vector<std::string> inputs;
+    for (const SnapId id : part) inputs.push_back(encode_snap_id(id));
+    const auto outputs = std::make_shared<std::vector<std::string>>();
+    batch.add(
+        [&store, header_oid, inputs = std::move(inputs), outputs] {
+          return store.exec_each(header_oid, rbd_class, "snapshot_get", inputs,
+                                 outputs.get());
+        },
+        [&batch, &store, header_oid, &into, outputs,
+         asked = std::vector(part.begin(), part.end())](int r) {
+          if (r == -ENOENT) {
+            // One has been removed since its id was read: the others one by
+            // one.
+            if (asked.size() > 1)
+              for (const SnapId& id : asked)
+                add_snapshots(batch, store, header_oid, {&id, 1}, into);
+            return;
+          }
+          try {
+            check(r, "snapshot_get");
+            for (const std::string& output : *outputs)
+              into.snapshots.push_back(decode_snapshot_get(output));
+          } catch (const Error& e) {
+            into.error = e.code();
+          }
+        });
+  }
+}
+
+}  // namespace nbdrados

@@ -3,8 +3,8 @@
 #
 # The server is killed in each window of what it does to a clone with
 # snapshots and object maps: after its first change of any object, after its
-# second, and so on.  The windows are those of image_write.cpp and
-# object_map.hpp, and those of taking the lock.  librbd then finds each request
+# second, and so on.  The windows are those of object_change.hpp, copy_up.hpp
+# and object_map.hpp, and those of taking the lock.  librbd then finds each request
 # done or not done, what was acknowledged, and the snapshots as they were; it
 # takes the lock and flattens, and that changes nothing; and so do we.
 

@@ -199,4 +199,23 @@ std::uint64_t Layout::object_used(std::uint64_t object_no,
   return rest / stripe_size * su_ + partial;
 }
 
+std::vector<std::pair<std::uint64_t, std::uint64_t>> image_ranges(
+    std::span<const ObjectExtent* const> extents) {
+  std::vector<std::pair<std::uint64_t, std::uint64_t>> parts;
+  for (const ObjectExtent* e : extents)
+    for (const Fragment& f : e->parts)
+      parts.emplace_back(f.image_offset, f.length);
+  std::sort(parts.begin(), parts.end());
+  std::size_t kept = 0;
+  for (const auto& part : parts) {
+    if (kept != 0 &&
+        parts[kept - 1].first + parts[kept - 1].second == part.first)
+      parts[kept - 1].second += part.second;
+    else
+      parts[kept++] = part;
+  }
+  parts.resize(kept);
+  return parts;
+}
+
 }  // namespace nbdrados

@@ -18,7 +18,10 @@
 #ifndef NBDRADOS_LAYOUT_LAYOUT_HPP
 #define NBDRADOS_LAYOUT_LAYOUT_HPP
 
+#include <algorithm>
 #include <cstdint>
+#include <span>
+#include <utility>
 #include <vector>
 
 namespace nbdrados {
@@ -92,6 +95,19 @@ class Layout {
   [[nodiscard]] std::uint64_t object_used(
       std::uint64_t object_no, std::uint64_t image_size) const noexcept;
 
+  /// Where the first object set after `offset` begins that has an object that
+  /// is wanted, but at most `end`; `offset` where its own set has one.
+  /// next(n, stop) is the first such object in [n, stop), or `stop`.
+  template <class Next>
+  [[nodiscard]] std::uint64_t skip_sets(std::uint64_t offset,
+                                        std::uint64_t end, Next&& next) const {
+    if (offset >= end) return offset;
+    const std::uint64_t set = object_set_size();
+    const std::uint64_t stop = ((end - 1) / set + 1) * sc_;
+    const std::uint64_t found = next(offset / set * sc_, stop);
+    return found == stop ? end : std::max(offset, found / sc_ * set);
+  }
+
  private:
   void cut_linear(std::uint64_t offset, std::uint64_t length,
                   std::vector<ObjectExtent>& extents) const;
@@ -101,6 +117,11 @@ class Layout {
   std::uint64_t os_, su_, sc_;
   bool linear_;  // the objects follow one another in the image
 };
+
+/// The parts of the image that some objects' extents are, joined where they
+/// touch, as offset and length; ascending.
+[[nodiscard]] std::vector<std::pair<std::uint64_t, std::uint64_t>>
+image_ranges(std::span<const ObjectExtent* const> extents);
 
 }  // namespace nbdrados
 

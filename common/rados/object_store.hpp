@@ -363,7 +363,7 @@ class ObjectStore {
 
   /// Names of objects of the pool and namespace that `wanted` accepts, in any
   /// order.  That is for people to choose from.  It proves nothing, above all
-  /// not that an object is absent (see image_extents.cpp): only asking for the
+  /// not that an object is absent (see block_status.cpp): only asking for the
   /// object does.  Objects that only snapshots still have are among them, and
   /// those that are in a cache pool over this one.  `log` receives a line for
   /// each cache pool that cannot be listed.  Blocks.  Throws Error.

@@ -5,8 +5,8 @@
 //
 // Each path is carried out again and again; the first time nothing of it
 // reaches the pool, then one operation, then two, until nothing is cut off.
-// So every window that is written down in image_write.cpp and object_map.hpp
-// is visited, and those that nobody has thought of too.  After each stop
+// So every window that is written down in object_change.hpp, copy_up.hpp and
+// object_map.hpp is visited, and those that nobody has thought of too.  After each stop
 // another client, who sees what the pool has, must find
 //   - each object as it was before, or as it is to be; nothing else,
 //   - the snapshots as they were,

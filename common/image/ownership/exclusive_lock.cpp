@@ -137,16 +137,28 @@ void ExclusiveLock::break_lock(const LockHolder& holder) {
 ExclusiveLock::Result ExclusiveLock::acquired(std::string cookie) {
   cookie_ = std::move(cookie);
   renames_.clear();
-  held_ = true;
+  state_ = State::held;
   owner_.reset();
   return Result::acquired;
+}
+
+void ExclusiveLock::forget() noexcept {
+  state_ = State::none;
+  cookie_.clear();
+  renames_.clear();
+}
+
+/// There was no answer.
+void ExclusiveLock::may_be_left(std::string cookie) {
+  cookie_ = std::move(cookie);
+  state_ = State::left;
 }
 
 ExclusiveLock::Result ExclusiveLock::try_acquire(std::uint64_t watch_cookie) {
   const std::string doing = "cannot take the exclusive lock";
   std::string cookie = rbd_lock_cookie(watch_cookie);
   owner_.reset();
-  if (held_) {
+  if (held()) {
     rewatched(watch_cookie);
     return Result::acquired;
   }
@@ -157,7 +169,8 @@ ExclusiveLock::Result ExclusiveLock::try_acquire(std::uint64_t watch_cookie) {
     const int r = change(lock_method_lock, request);
     // EEXIST: by an operation of ours whose answer we did not get.
     if (r == 0 || r == -EEXIST) return acquired(std::move(cookie));
-    if (r == -ETIMEDOUT) cookie_ = cookie;
+    if (r == -ETIMEDOUT) may_be_left(cookie);
+    if (r == -ESHUTDOWN) forget();
     if (r != -EBUSY) check_change(r, doing);
 
     const LockInfo seen = info();
@@ -175,7 +188,7 @@ ExclusiveLock::Result ExclusiveLock::try_acquire(std::uint64_t watch_cookie) {
                  encode_set_lock_cookie(rbd_lock_name, LockType::exclusive,
                                         holder.cookie, rbd_lock_tag, cookie));
       if (changed >= 0) return acquired(std::move(cookie));
-      if (changed == -ETIMEDOUT) cookie_ = cookie;
+      if (changed == -ETIMEDOUT) may_be_left(cookie);
       if (changed != -EBUSY) check_change(changed, doing);
       continue;
     }
@@ -191,7 +204,7 @@ ExclusiveLock::Result ExclusiveLock::try_acquire(std::uint64_t watch_cookie) {
 }
 
 void ExclusiveLock::rewatched(std::uint64_t watch_cookie) {
-  if (!held_) return;
+  if (!held()) return;
   const std::string cookie = rbd_lock_cookie(watch_cookie);
   for (int round = 0; round < rounds_max && cookie_ != cookie; ++round) {
     const int r =
@@ -218,9 +231,7 @@ void ExclusiveLock::rewatched(std::uint64_t watch_cookie) {
       cookie_ = now.holders.front().cookie;
       continue;
     }
-    held_ = false;
-    cookie_.clear();
-    renames_.clear();
+    forget();
     throw Error(ESHUTDOWN,
                 options_.what + ": the exclusive lock has been lost" +
                     (now.holders.empty()
@@ -231,8 +242,15 @@ void ExclusiveLock::rewatched(std::uint64_t watch_cookie) {
 }
 
 void ExclusiveLock::release() {
-  held_ = false;
-  if (cookie_.empty()) return;
+  if (state_ == State::none) return;
+  if (held()) state_ = State::leaving;
+  // Whatever comes of it.
+  struct Settle {
+    std::atomic<State>& state;
+    ~Settle() {
+      if (state == State::leaving) state = State::left;
+    }
+  } const settle{state_};
   const auto unlock = [this] {
     return change(lock_method_unlock, encode_unlock(rbd_lock_name, cookie_));
   };
@@ -241,11 +259,8 @@ void ExclusiveLock::release() {
     cookie_ = std::move(renames_.back());
     renames_.pop_back();
   }
-  // Else it may still be ours: cookie_ stays.
-  if (r >= 0 || r == -ENOENT) {
-    cookie_.clear();
-    renames_.clear();
-  }
+  if (r >= 0 || r == -ENOENT || r == -ESHUTDOWN)
+    forget();
   if (r != -ENOENT) check_change(r, "cannot release the exclusive lock");
 }
 

@@ -40,17 +40,30 @@
 // Who holds the lock answers request_lock with encode_notify_response.
 //
 // One process has at most one usable Image of an image that may be written to.
-// One that is lost gives its lock back when its watch is found broken, or at the
-// latest when it is closed; in both cases after its last request.  So a lock
-// that a client of this process has without a watch is a leftover, and taken
-// without 5 and 6: these would shut out the other images of that client.  (One
-// that is blocklisted has lost them already, and may have requests under way.)
+// One that is lost gives its lock back when its watch is found broken, or at
+// the latest when it is closed; in both cases after its last request.  So a
+// lock that a client of this process has without a watch is a leftover, and
+// taken without 5 and 6: these would shut out the other images of that client.
+// (One that is blocklisted has lost them already, and may have requests under
+// way.)
 //
-// Thread-safety: one thread at a time, except for client_id.
+// Whether this client has the lock:
+//
+//     none -- try_acquire --> held -- release --> leaving -- answered --> none
+//      |                       |                     |
+//      +- no answer --> left   +- lost --> none      +- else --> left
+//
+// "left": perhaps it has it, and nobody uses it.  Others see an owner that is
+// alive and does not answer, and must not wait for ever; so release is called
+// again until it is answered, or try_acquire, if the lock is wanted again.  Who
+// has been shut out leaves it to whoever did that.
+//
+// Thread-safety: one thread at a time, except for client_id and owns.
 
 #ifndef NBDRADOS_IMAGE_OWNERSHIP_EXCLUSIVE_LOCK_HPP
 #define NBDRADOS_IMAGE_OWNERSHIP_EXCLUSIVE_LOCK_HPP
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <memory>
@@ -136,15 +149,19 @@ class ExclusiveLock {
   /// then.  After other errors it is, and this must be called again.
   void rewatched(std::uint64_t watch_cookie);
 
-  /// Gives the lock away, if this client has it or may have it after an
-  /// operation without an answer.  Not held afterwards, whatever happens.
+  /// Gives the lock away, if this client has it or may have it.  Not held
+  /// afterwards, whatever happens; left() tells whether that is certain.
   /// Blocks.  Throws Error.
   void release();
 
-  [[nodiscard]] bool held() const noexcept { return held_; }
-  /// Held, or perhaps so after an operation without an answer: release, or
-  /// try_acquire, makes sure.
-  [[nodiscard]] bool may_be_held() const noexcept { return !cookie_.empty(); }
+  [[nodiscard]] bool held() const noexcept { return state_ == State::held; }
+  /// Perhaps held, and of no use: release again, or try_acquire.
+  [[nodiscard]] bool left() const noexcept { return state_ == State::left; }
+  /// Held, or being released: others are answered by its owner.  Thread-safe.
+  [[nodiscard]] bool owns() const noexcept {
+    const State state = state_;
+    return state == State::held || state == State::leaving;
+  }
 
   /// Who this client is in notifications.  Thread-safe.
   [[nodiscard]] NotifyClient client_id(
@@ -173,6 +190,8 @@ class ExclusiveLock {
   void announce(const std::string& payload) noexcept;
   [[nodiscard]] static std::string text(const LockHolder& holder);
   Result acquired(std::string cookie);
+  void forget() noexcept;
+  void may_be_left(std::string cookie);
 
   ObjectStore& store_;
   const std::string oid_;
@@ -180,8 +199,9 @@ class ExclusiveLock {
   const Options options_;
   const std::uint64_t client_;
 
-  bool held_ = false;
-  /// Of the lock that is held, or may be; empty: there is none.
+  enum class State : std::uint8_t { none, held, leaving, left };
+  std::atomic<State> state_{State::none};
+  /// Of the lock, in any state but none.
   std::string cookie_;
   /// Names that it may have instead: of renames without an answer.
   std::vector<std::string> renames_;

@@ -6,21 +6,23 @@
 #ifndef NBDRADOS_IMAGE_OWNERSHIP_MAINTENANCE_HPP
 #define NBDRADOS_IMAGE_OWNERSHIP_MAINTENANCE_HPP
 
-#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <set>
 #include <string>
 #include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
 
-#include "image/image.hpp"
+#include "image/core.hpp"
+#include "image/ownership/exclusive_lock.hpp"
+#include "image/ownership/header_watch.hpp"
 #include "image/ownership/lock_turns.hpp"
+#include "rados/object_store.hpp"
+#include "rbd/watch_notify.hpp"
 
 namespace nbdrados {
 
@@ -32,10 +34,13 @@ namespace nbdrados {
 /// the answers to a notification, ours among them, and two clients that want
 /// the lock must not wait for each other.  What changes the header is
 /// answered by the maintenance thread, when the change has been seen.
-class Image::Maintenance final : public WatchHandler {
+///
+/// There is one way into the ownership of the lock (take), one out of it
+/// (release), and one for what a release has left behind (release_again).
+class Maintenance final : public WatchHandler {
  public:
-  /// Makes the watch.  Throws Error.
-  explicit Maintenance(Image& image);
+  /// Makes the watch.  `core` must outlive this.  Throws Error.
+  explicit Maintenance(ImageCore& core);
 
   /// Takes the lock if it is to be taken at open.  Throws Error: EBUSY where
   /// somebody has it, by name.  The image must have its first View.
@@ -47,14 +52,13 @@ class Image::Maintenance final : public WatchHandler {
   /// Gives the lock back.  No request may be under way.
   ~Maintenance() override;
 
-  /// A writer waits for the lock; refuse_writers or a View answers it.
-  /// Thread-safe.
+  /// A writer waits for the lock; the gate or a View answers it.  Thread-safe.
   void want_lock();
   /// Something speaks against that the lock is held: have a look.
   /// Thread-safe.
   void doubt_lock();
-  /// A writer cannot be sure of the watch: have a look.  Image::guard_until
-  /// answers it, or a View.  Thread-safe.
+  /// A writer cannot be sure of the watch: have a look.
+  /// ImageState::guard_until answers it, or a View.  Thread-safe.
   void doubt_watch();
 
   void notified(std::uint64_t notify_id, std::uint64_t cookie,
@@ -71,61 +75,64 @@ class Image::Maintenance final : public WatchHandler {
   /// With break_lock: until a dead owner's watch is dropped, and some more.
   static constexpr std::chrono::seconds dead_owner_limit{40};
 
-  void make_watch();
-  [[nodiscard]] int check_watch();
-  void note_cookies();
-  void work();
-  void serve(int code, const Notifications& notifications);
+  /// What the thread has to do.
+  struct Work {
+    Notifications notifications = {};
+    int lost_watch = 0;       // positive errno
+    bool release = false;     // another client has asked for the lock
+    bool doubtful = false;    // somebody says that we have it no more
+    bool try_lock = false;    // a writer here waits for it
+  };
+
+  void run();
+  [[nodiscard]] bool wait_for_work(Work& work);
+  void serve(const Work& work);
+  void see_changes(const Work& work);
   void restore_watch(const std::string& why);
+  [[nodiscard]] bool keep_lock_name();
   void catch_up();
+  void lost_for_good(const Error& why);
   void renew();
+
   [[nodiscard]] bool answered_at_once(std::uint64_t notify_id,
                                       std::uint64_t cookie,
                                       std::string_view payload);
+  [[nodiscard]] std::string answer_request(
+      const std::optional<NotifyClient>& sender);
+  void note_owner(const NotifyMessage& message);
   void acknowledge(std::uint64_t notify_id, std::uint64_t cookie,
                    std::string_view answer);
 
+  [[nodiscard]] bool owns() const noexcept {
+    return lock_ != nullptr && lock_->owns();
+  }
+  [[nodiscard]] bool held() const noexcept {
+    return lock_ != nullptr && lock_->held();
+  }
+  [[nodiscard]] bool left() const noexcept {
+    return lock_ != nullptr && lock_->left();
+  }
   [[nodiscard]] bool may_ask();
   void try_lock();
-  void locked();
-  void hand_over();
-  [[nodiscard]] bool left(const Error& e) const;
+  void take();
+  void release();
   void release_again();
-  void lose_lock(const std::string& reason);
 
-  Image& image_;
+  ImageCore& core_;
   ExclusiveLock* const lock_;  // null: there is none
   /// Time left until the next renewal; used by the thread.
   std::optional<std::chrono::milliseconds> next_renewal_;
-  std::unique_ptr<Watch> watch_;  // used by the thread, or before it starts
-  /// As watch_: BootClock::suspended() when it was made.
-  BootClock::duration suspended_{};
-  /// As watch_.  Each stays until the lock is known to have the name of a newer
-  /// one, or is given back: without the watch that the lock names, its owner
-  /// counts as dead.
-  std::vector<std::unique_ptr<Watch>> old_watches_;
-
-  /// As watch_: the lock may be held, and is not used.  Others see an owner that
-  /// is alive and does not answer, and must not wait for ever.
-  bool release_due_ = false;
-
-  /// The lock is held, or about to be: others are answered by its owner.
-  std::atomic<bool> owner_{false};
 
   std::mutex mutex_;
-  /// Of watch_ and old_watches_: who this image is in notifications.  Another
-  /// image of the same client is somebody else.
-  std::set<std::uint64_t> cookies_;  // guarded by mutex_
   std::condition_variable wake_;
-  Notifications notifications_;  // guarded by mutex_
-  int lost_watch_ = 0;           // guarded by mutex_: positive errno
+  Work work_;                    // guarded by mutex_: what has come in
   bool lock_wanted_ = false;     // guarded by mutex_: by a writer here
-  LockTurns turns_;              // guarded by mutex_
-  bool release_asked_ = false;   // guarded by mutex_: by another client
-  LockTurns::Client heir_;       // guarded by mutex_: which one
-  bool lock_doubtful_ = false;   // guarded by mutex_: somebody says so
   bool watch_doubtful_ = false;  // guarded by mutex_: a writer says so
+  LockTurns turns_;              // guarded by mutex_
+  LockTurns::Client heir_;       // guarded by mutex_: who asks for the lock
   bool stopping_ = false;        // guarded by mutex_
+
+  HeaderWatch watch_;  // used by the thread, or before it starts
   std::thread thread_;
 };
 

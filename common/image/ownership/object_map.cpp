@@ -165,7 +165,7 @@ void ObjectMap::close() {
   check(returned, "cannot update object map " + oid_);
 }
 
-// Memory ------------------------------------------------------------------------
+// Memory -------------------------------------------------------------------
 
 ObjectState ObjectMap::state(std::uint64_t object_no) const noexcept {
   if (object_no >= objects_ || failed_.load(std::memory_order_acquire))
@@ -250,7 +250,7 @@ StateBlock& ObjectMap::own(std::uint64_t block) {
   return *copy;
 }
 
-// Changes -----------------------------------------------------------------------
+// Changes ------------------------------------------------------------------
 
 void ObjectMap::mark_exists(std::uint64_t first, std::uint64_t count) {
   change(Kind::mark_exists, first, count);

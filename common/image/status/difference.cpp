@@ -7,7 +7,8 @@
 #include <chrono>
 #include <optional>
 
-#include "image/image_internal.hpp"
+#include "image/io/chunks.hpp"
+#include "image/verdict.hpp"
 #include "layout/sectors.hpp"
 #include "rados/error.hpp"
 
@@ -155,7 +156,7 @@ Difference::State Difference::load() {
       const std::scoped_lock lock(old_mutex_);
       old = old_->load();
     }
-    const auto view = image_->view_.read();
+    const auto view = image_->core().state.read();
     return {.size = view->size,
             .snap = view->snap,
             .snapc = view->snapc,
@@ -172,7 +173,7 @@ Difference::State Difference::load() {
 /// Null: every object can have changed.
 Difference::Maps Difference::read_maps(const State& state) {
   if (!state.fast_diff) return nullptr;
-  ImageFormat& format = *image_->format_;
+  ImageFormat& format = *image_->core().format;
   std::vector<SnapId> snaps;  // OLD and those behind it, up to NEW
   for (const SnapId snap : state.snapc.snaps)
     if (snap >= state.old_snap && snap <= state.snap) snaps.push_back(snap);
@@ -229,14 +230,11 @@ std::uint64_t Difference::end_of_unchanged(const State& state,
   end = std::min(end, state.old_size);
   if (offset < state.overlap && state.overlap < state.old_overlap)
     end = std::min(end, state.overlap);
-  const Layout& layout = image_->traits().layout;
-  const std::uint64_t set = layout.object_set_size();
-  const std::uint64_t per_set = layout.stripe_count();
   if (offset >= end) return end;
-  const std::uint64_t stop = ((end - 1) / set + 1) * per_set;
-  const std::uint64_t next =
-      maps->end_of_unchanged(offset / set * per_set, stop);
-  return next == stop ? end : std::max(offset, next / per_set * set);
+  return image_->traits().layout.skip_sets(
+      offset, end, [&](std::uint64_t n, std::uint64_t stop) {
+        return maps->end_of_unchanged(n, stop);
+      });
 }
 
 /// As start and end, ascending, not adjacent, in whole sectors (see
@@ -279,8 +277,8 @@ Difference::Ranges Difference::changed_ranges(const State& state,
   for_objects(
       objects.size(),
       [&](std::size_t i) {
-        return image_->data_.list_snaps(
-            image_->object_name(objects[i].extent->object_no),
+        return image_->core().data.list_snaps(
+            image_->traits().object_name(objects[i].extent->object_no),
             &objects[i].set);
       },
       [&](std::size_t i, int result) { objects[i].result = result; });
@@ -288,7 +286,8 @@ Difference::Ranges Difference::changed_ranges(const State& state,
     const ObjectExtent& e = *o.extent;
     const int r = o.result;
     if (r < 0 && r != -ENOENT)
-      image_->object_error(-r, "cannot list the snapshots of", e.object_no);
+      image_->traits().object_error(-r, "cannot list the snapshots of",
+                                    e.object_no);
     ObjectDifference difference;
     if (r >= 0)
       difference = object_difference(o.set, state.old_snap, state.snap);
@@ -362,7 +361,7 @@ std::vector<Difference::Extent> Difference::find(const State& state,
     at = next;
     if (at == end || (one && list.size() > 1)) break;
     const std::uint64_t stop =
-        sector_end(image_->chunk_end(at, end, units), end);
+        sector_end(chunk_end(layout, at, end, units), end);
     const Ranges changed = changed_ranges(state, maps, stop - at, at);
 
     std::vector<nbdrados::Extent> status;

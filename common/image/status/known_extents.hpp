@@ -92,6 +92,9 @@ class KnownExtents {
     return all_absent_.load();
   }
 
+  /// Another number after each reset.
+  [[nodiscard]] std::uint64_t epoch() const noexcept { return epoch_.load(); }
+
   /// The ranges of the object that hold data, where they are known.
   [[nodiscard]] bool find(std::uint64_t object_no,
                           std::vector<ObjectRange>* ranges);
@@ -111,7 +114,7 @@ class KnownExtents {
     /// `exists(n)`: whether object n may exist; the others do not.  The same
     /// is so of all objects before `end_of_run(n)`, which is greater than n.
     /// Only a valid object map says that of all objects (see
-    /// image_extents.cpp).  Once is enough: nothing happens until a reset.
+    /// block_status.cpp).  Once is enough: nothing happens until a reset.
     template <class Exists, class EndOfRun>
     void learn_existing(Exists&& exists, EndOfRun&& end_of_run);
     template <class Exists>

@@ -1,22 +1,19 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
-// What the source files of Image share, and nobody else needs.
+// How a request is cut, so that its memory and what it has in flight are
+// bounded.
 
-#ifndef NBDRADOS_IMAGE_IMAGE_INTERNAL_HPP
-#define NBDRADOS_IMAGE_IMAGE_INTERNAL_HPP
+#ifndef NBDRADOS_IMAGE_IO_CHUNKS_HPP
+#define NBDRADOS_IMAGE_IO_CHUNKS_HPP
 
 #include <algorithm>
-#include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <span>
-#include <string>
 #include <utility>
 #include <vector>
 
 #include "layout/layout.hpp"
-#include "rados/error.hpp"
 #include "rados/object_store.hpp"
 
 namespace nbdrados {
@@ -26,14 +23,16 @@ inline constexpr std::uint64_t chunk_objects = 1024;
 
 /// Of those at most so many are in flight: the other images of the server must
 /// not wait for long, and more make it no faster.  An OSD takes in only 256
-/// requests of clients at a time (osd_client_message_cap).  If all of these wait
-/// for objects to be copied into a cache pool (ceph: src/osd/PrimaryLogPG.cc,
-/// promote_object), and the OSD that has them is the same, no request ever ends.
+/// requests of clients at a time (osd_client_message_cap).  If all of these
+/// wait for objects to be copied into a cache pool
+/// (ceph: src/osd/PrimaryLogPG.cc, promote_object), and the OSD that has them
+/// is the same, no request ever ends.
 inline constexpr std::size_t objects_in_flight = 128;
 
 /// Starts operations, in order, and ends each, in order: start(i) for i in
-/// [0, count) returns a Pending, or null where there is nothing to wait for, and
-/// done(i, result) gets its result, or 0.  At most objects_in_flight at a time.
+/// [0, count) returns a Pending, or null where there is nothing to wait for,
+/// and done(i, result) gets its result, or 0.  At most objects_in_flight at a
+/// time.
 template <class Start, class Done>
 void for_objects(std::size_t count, Start&& start, Done&& done) {
   if (count == 1) {  // the common case needs no memory
@@ -76,48 +75,25 @@ inline std::uint64_t chunk_units(const Layout& layout) {
                                    chunk_objects, 64 * chunk_objects);
 }
 
-/// Whether an error of loading the metadata means that the image cannot be
-/// used, and not only that it could not be asked.
-inline bool is_verdict(int code) {
-  switch (code) {
-    case ENOENT:
-    case ENXIO:
-    case EIO:
-    case EPERM:
-    case EACCES:
-    case ENOTSUP:
-    case ESHUTDOWN:
-      return true;
-    default:
-      return false;
-  }
+/// Where the chunk ends that begins at `offset`, but at most `end`: so many
+/// units on, at a multiple.  Whole object sets where one is small enough, so
+/// that no object is cut between two chunks.
+[[nodiscard]] inline std::uint64_t chunk_end(const Layout& layout,
+                                             std::uint64_t offset,
+                                             std::uint64_t end,
+                                             std::uint64_t units) noexcept {
+  constexpr std::uint64_t most = std::uint64_t{1} << 62;
+  const std::uint64_t unit = unit_size(layout);
+  const std::uint64_t limit = units > most / unit ? most : units * unit;
+  const std::uint64_t set = layout.object_set_size();
+  const std::uint64_t step = set <= limit ? limit / set * set : limit;
+  return std::min(end, (offset / step + 1) * step);
 }
-
-/// Whether such a verdict on the image itself stays true: neither an image,
-/// nor a pool that has been deleted comes back under its number; and who was
-/// shut out must not go on.
-inline bool is_final(int code) {
-  return code == ENOENT || code == ENXIO || code == ESHUTDOWN;
+[[nodiscard]] inline std::uint64_t chunk_end(const Layout& layout,
+                                             std::uint64_t offset,
+                                             std::uint64_t end) noexcept {
+  return chunk_end(layout, offset, end, chunk_units(layout));
 }
-
-/// What requests fail with after such a verdict.
-inline int failure_for(int code) { return code == ESHUTDOWN ? ESHUTDOWN : EIO; }
-
-/// Runs `body`, which asks the parent of the image `name`; its errors name the
-/// image that somebody uses, too.
-template <class Body>
-auto of_parent(const std::string& name, Body&& body) {
-  try {
-    return std::forward<Body>(body)();
-  } catch (const Error& e) {
-    throw Error(e.code(), name + ": its parent: " + e.what());
-  }
-}
-
-/// The parts of the image that some objects' extents are, joined where they
-/// touch, as offset and length; ascending.
-[[nodiscard]] std::vector<std::pair<std::uint64_t, std::uint64_t>>
-image_ranges(std::span<const ObjectExtent* const> extents);
 
 }  // namespace nbdrados
 

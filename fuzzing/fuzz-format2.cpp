@@ -155,17 +155,6 @@ const Method methods[] = {
      [](std::string_view in) {
        round_trip<std::uint64_t>(in, decode_op_features_get, put_u64);
      }},
-    {"get_parent",
-     [](std::string_view in) {
-       using Parent = std::optional<std::pair<Format2Parent, std::uint64_t>>;
-       round_trip<Parent>(
-           in, decode_get_parent, [](Encoder& out, const Parent& v) {
-             const auto [spec, overlap] =
-                 v.value_or(std::pair(Format2Parent{}, std::uint64_t{0}));
-             out.i64(spec.pool).string(spec.image_id);
-             out.u64(spec.snap).u64(overlap);
-           });
-     }},
     {"parent_get",
      [](std::string_view in) {
        round_trip<std::optional<Format2Parent>>(in, decode_parent_get,

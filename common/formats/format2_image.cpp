@@ -47,44 +47,34 @@ bool read_id(const Pool& pool, const std::string& image, std::string* id) {
   return true;
 }
 
-/// Calls of the object class on one header, several in flight.
-class HeaderCalls {
+/// Calls of the object class on one header, in one operation: what they say
+/// was so at one moment.
+class HeaderRead {
  public:
-  HeaderCalls(const Pool& pool, std::string oid)
-      : pool_(pool), oid_(std::move(oid)) {
-    calls_.reserve(16);  // outputs must not move
-  }
-  /// Starts a call; returns its number.
-  std::size_t start(const char* method, std::string_view input = {}) {
-    Call& call = calls_.emplace_back();
-    call.method = method;
-    call.output = std::make_unique<std::string>();
-    call.pending = pool_.store->exec(oid_, rbd_class, method, input,
-                                     call.output.get());
+  HeaderRead(const Pool& pool, std::string oid)
+      : pool_(pool), oid_(std::move(oid)) {}
+  /// Adds a call; returns its number.
+  std::size_t add(const char* method, std::string input = {}) {
+    calls_.push_back({rbd_class, method, std::move(input)});
     return calls_.size() - 1;
   }
-  /// The result of a call, which may be negative.
-  int result(std::size_t n) {
-    return calls_[n].pending->wait_for(pool_.timeout());
-  }
-  /// The output of a call.  Throws Error where it failed.
-  const std::string& output(std::size_t n) {
-    const int r = result(n);
+  /// Carries the calls out.  Throws Error; ENOENT: the header, or a snapshot
+  /// that a call is about, does not exist.
+  void run() {
+    const auto pending = pool_.store->exec_each(oid_, calls_, &outputs_);
+    const int r = pending->wait_for(pool_.timeout());
     if (r == -EOPNOTSUPP) rbd_class_refused(pool_);
-    check(r, "cannot read header object " + oid_ + " (" + calls_[n].method +
-                 ")");
-    return *calls_[n].output;
+    check(r, "cannot read header object " + oid_);
+  }
+  [[nodiscard]] const std::string& output(std::size_t n) const {
+    return outputs_.at(n);
   }
 
  private:
-  struct Call {
-    const char* method = "";
-    std::unique_ptr<std::string> output;
-    std::unique_ptr<Pending> pending;
-  };
   const Pool& pool_;
   const std::string oid_;
-  std::vector<Call> calls_;
+  std::vector<MethodCall> calls_;
+  std::vector<std::string> outputs_;
 };
 
 /// All snapshots of an image, newest first.
@@ -150,45 +140,20 @@ class Format2 final : public ImageFormat {
   const ImageTraits& traits() const override { return traits_; }
 
   View load() override {
-    HeaderCalls calls(pool_, header_oid_);
+    HeaderRead header(pool_, header_oid_);
     const std::string at = encode_snap_id(snap_);
-    const auto snapc = calls.start("get_snapcontext");
+    const auto snapc = header.add("get_snapcontext");
     const auto features =
-        calls.start("get_features", encode_get_features(snap_head, true));
-    const auto size = calls.start("get_size", at);
-    const auto flags = calls.start("get_flags", at);
-    const auto parent = calls.start("parent_get");
-    const auto overlap = calls.start("parent_overlap_get", at);
+        header.add("get_features", encode_get_features(snap_head, true));
+    const auto size = header.add("get_size", at);
+    const auto flags = header.add("get_flags", at);
+    const auto parent = header.add("parent_get");
+    const auto overlap = header.add("parent_overlap_get", at);
     const bool of_snapshot = snap_ != snap_head;
     const auto info =
-        of_snapshot ? calls.start("snapshot_get", at) : std::size_t{0};
+        of_snapshot ? header.add("snapshot_get", at) : std::size_t{0};
     try {
-      View view;
-      view.snapc = decode_get_snapcontext(calls.output(snapc));
-      view.snap = snap_;
-      const Format2Features f = decode_get_features(calls.output(features));
-      check_features(f);
-      if (of_snapshot) {
-        const Format2Snapshot s = decode_snapshot_get(calls.output(info));
-        // Removing a snapshot that has clones moves it to the trash, where
-        // they keep it.
-        if (for_ == For::user && s.kind == Format2SnapshotKind::trash)
-          throw Error(EIO, traits_.name + ": the snapshot has been deleted");
-      }
-      view.size = decode_get_size(calls.output(size)).size;
-      const std::uint64_t bits = decode_get_flags(calls.output(flags));
-      view.lockable = (f.features & feature_exclusive_lock) != 0;
-      view.snaps_mapped = (f.features & feature_object_map) != 0;
-      view.mappable =
-          view.snaps_mapped && (bits & flag_object_map_invalid) == 0;
-      view.fast_diff = (f.features & feature_fast_diff) != 0;
-      if (const auto never =
-              f.features & (unwritable_features | ~features_known);
-          never != 0)
-        view.unwritable = "writing is not supported with feature " +
-                          feature_names(never);
-      read_parent(calls, parent, overlap, view);
-      return view;
+      header.run();
     } catch (const Error& e) {
       if (e.code() != ENOENT) throw;
       throw Error(of_snapshot ? EIO : ENOENT,
@@ -196,6 +161,33 @@ class Format2 final : public ImageFormat {
                                       ? ": the snapshot has been deleted"
                                       : ": the image has been deleted"));
     }
+    View view;
+    view.snapc = decode_get_snapcontext(header.output(snapc));
+    view.snap = snap_;
+    const Format2Features f = decode_get_features(header.output(features));
+    check_features(f);
+    if (of_snapshot) {
+      const Format2Snapshot s = decode_snapshot_get(header.output(info));
+      // Removing a snapshot that has clones moves it to the trash, where
+      // they keep it.
+      if (for_ == For::user && s.kind == Format2SnapshotKind::trash)
+        throw Error(EIO, traits_.name + ": the snapshot has been deleted");
+    }
+    view.size = decode_get_size(header.output(size)).size;
+    const std::uint64_t bits = decode_get_flags(header.output(flags));
+    view.lockable = (f.features & feature_exclusive_lock) != 0;
+    view.snaps_mapped = (f.features & feature_object_map) != 0;
+    view.mappable = view.snaps_mapped && (bits & flag_object_map_invalid) == 0;
+    view.fast_diff = (f.features & feature_fast_diff) != 0;
+    if (const auto never =
+            f.features & (unwritable_features | ~features_known);
+        never != 0)
+      view.unwritable = "writing is not supported with feature " +
+                        feature_names(never);
+    view.overlap =
+        decode_parent_overlap_get(header.output(overlap)).value_or(0);
+    set_parent(decode_parent_get(header.output(parent)), view);
+    return view;
   }
 
   std::unique_ptr<ImageFormat> open_parent(const ParentSpec& spec) override {
@@ -227,10 +219,15 @@ class Format2 final : public ImageFormat {
   std::shared_ptr<const ObjectStates> read_fast_diff(SnapId snap) override {
     // As in MapReader: valid before and after, so in between.
     const auto valid = [&] {
-      HeaderCalls calls(pool_, header_oid_);
-      const auto flags = calls.start("get_flags", encode_snap_id(snap));
-      return calls.result(flags) != -ENOENT &&
-             (decode_get_flags(calls.output(flags)) &
+      HeaderRead header(pool_, header_oid_);
+      const auto flags = header.add("get_flags", encode_snap_id(snap));
+      try {
+        header.run();
+      } catch (const Error& e) {
+        if (e.code() == ENOENT) return false;
+        throw;
+      }
+      return (decode_get_flags(header.output(flags)) &
               (flag_object_map_invalid | flag_fast_diff_invalid)) == 0;
     };
     if (!valid()) return nullptr;
@@ -296,32 +293,34 @@ class Format2 final : public ImageFormat {
   }
 
   Format2Core read_core() {
+    HeaderRead header(pool_, header_oid_);
+    const auto size = header.add("get_size", encode_snap_id(snap_head));
+    const auto features =
+        header.add("get_features", encode_get_features(snap_head, true));
+    const auto prefix = header.add("get_object_prefix");
+    header.run();
+    const Format2Features f = decode_get_features(header.output(features));
+    check_features(f);
+    const Format2Size s = decode_get_size(header.output(size));
     Format2Core core;
-    {
-      HeaderCalls calls(pool_, header_oid_);
-      const auto size = calls.start("get_size", encode_snap_id(snap_head));
-      const auto features =
-          calls.start("get_features", encode_get_features(snap_head, true));
-      const auto prefix = calls.start("get_object_prefix");
+    core.features = f.features;
+    core.incompatible = f.incompatible;
+    core.size = s.size;
+    core.order = s.order;
+    core.object_prefix = decode_get_object_prefix(header.output(prefix));
 
-      const Format2Features f = decode_get_features(calls.output(features));
-      check_features(f);
-      core.features = f.features;
-      core.incompatible = f.incompatible;
-      const Format2Size s = decode_get_size(calls.output(size));
-      core.size = s.size;
-      core.order = s.order;
-      core.object_prefix = decode_get_object_prefix(calls.output(prefix));
-    }
-    HeaderCalls calls(pool_, header_oid_);
-    if ((core.features & feature_striping) != 0)
-      core.striping = decode_get_stripe_unit_count(
-          calls.output(calls.start("get_stripe_unit_count")));
-    if ((core.features & feature_data_pool) != 0) {
-      core.data_pool =
-          decode_get_data_pool(calls.output(calls.start("get_data_pool")));
-      if (core.data_pool) data_store_ = open_data_pool(*core.data_pool);
-    }
+    // These never change.
+    const bool striped = (f.features & feature_striping) != 0;
+    const bool elsewhere = (f.features & feature_data_pool) != 0;
+    if (!striped && !elsewhere) return core;
+    HeaderRead rest(pool_, header_oid_);
+    const auto striping = striped ? rest.add("get_stripe_unit_count") : 0;
+    const auto data_pool = elsewhere ? rest.add("get_data_pool") : 0;
+    rest.run();
+    if (striped)
+      core.striping = decode_get_stripe_unit_count(rest.output(striping));
+    if (elsewhere) core.data_pool = decode_get_data_pool(rest.output(data_pool));
+    if (core.data_pool) data_store_ = open_data_pool(*core.data_pool);
     return core;
   }
 
@@ -352,23 +351,8 @@ class Format2 final : public ImageFormat {
     }
   }
 
-  /// From the replies to parent_get and parent_overlap_get.
-  void read_parent(HeaderCalls& calls, std::size_t parent, std::size_t overlap,
-                   View& view) const {
-    std::optional<Format2Parent> found;
-    if (calls.result(parent) == -EOPNOTSUPP) {
-      // OSDs before Nautilus.
-      const auto both = decode_get_parent(
-          calls.output(calls.start("get_parent", encode_snap_id(snap_))));
-      if (both) {
-        found = both->first;
-        view.overlap = both->second;
-      }
-    } else {
-      found = decode_parent_get(calls.output(parent));
-      view.overlap =
-          decode_parent_overlap_get(calls.output(overlap)).value_or(0);
-    }
+  static void set_parent(const std::optional<Format2Parent>& found,
+                         View& view) {
     if (!found) view.overlap = 0;
     if (view.overlap == 0) return;
     view.parent_spec = {.pool = found->pool,
@@ -436,10 +420,11 @@ std::optional<ImageIdentity> resolve_format2(const Pool& pool,
   if (!read_id(pool, spec.image, &identity.image)) return std::nullopt;
   if (spec.snapshot.empty() && spec.since.empty()) return identity;
   const std::string oid = format2_header_oid(identity.image);
-  HeaderCalls calls(pool, oid);
+  HeaderRead header(pool, oid);
+  const auto snapc = header.add("get_snapcontext");
+  header.run();
   const auto snapshots = read_snapshots(
-      pool, oid,
-      decode_get_snapcontext(calls.output(calls.start("get_snapcontext"))));
+      pool, oid, decode_get_snapcontext(header.output(snapc)));
   if (!spec.snapshot.empty())
     identity.snap = find_snapshot(snapshots, spec.image, spec.snapshot);
   if (!spec.since.empty())

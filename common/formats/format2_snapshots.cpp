@@ -25,13 +25,13 @@ void add_snapshots(Batch& batch, ObjectStore& store,
                    HeaderSnapshots& into) {
   for (; !ids.empty(); ids = ids.subspan(std::min(part_size, ids.size()))) {
     const auto part = ids.first(std::min(part_size, ids.size()));
-    std::vector<std::string> inputs;
-    for (const SnapId id : part) inputs.push_back(encode_snap_id(id));
+    std::vector<MethodCall> calls;
+    for (const SnapId id : part)
+      calls.push_back({rbd_class, "snapshot_get", encode_snap_id(id)});
     const auto outputs = std::make_shared<std::vector<std::string>>();
     batch.add(
-        [&store, header_oid, inputs = std::move(inputs), outputs] {
-          return store.exec_each(header_oid, rbd_class, "snapshot_get", inputs,
-                                 outputs.get());
+        [&store, header_oid, calls = std::move(calls), outputs] {
+          return store.exec_each(header_oid, calls, outputs.get());
         },
         [&batch, &store, header_oid, &into, outputs,
          asked = std::vector(part.begin(), part.end())](int r) {

@@ -407,17 +407,20 @@ std::unique_ptr<Pending> FaultStore::exec(const std::string& oid,
 }
 
 std::unique_ptr<Pending> FaultStore::exec_each(
-    const std::string& oid, std::string_view cls, std::string_view method,
-    std::span<const std::string> inputs, std::vector<std::string>* outputs) {
+    const std::string& oid, std::span<const MethodCall> calls,
+    std::vector<std::string>* outputs) {
   Record record{.kind = Kind::exec, .oid = oid};
-  record.method.append(cls).append(".").append(method);
-  return submit(
-      std::move(record),
-      [this, oid, cls = std::string(cls), method = std::string(method),
-       all = std::vector(inputs.begin(), inputs.end()),
-       outputs](const Fault&) {
-        return base_.exec_each(oid, cls, method, all, outputs)->wait();
-      });
+  std::string last;
+  for (const MethodCall& c : calls) {
+    const std::string name = std::string(c.cls) + "." + c.method;
+    if (name != last) record.method += (last.empty() ? "" : " ") + name;
+    last = name;
+  }
+  return submit(std::move(record),
+                [this, oid, all = std::vector(calls.begin(), calls.end()),
+                 outputs](const Fault&) {
+                  return base_.exec_each(oid, all, outputs)->wait();
+                });
 }
 
 std::unique_ptr<Pending> FaultStore::xattrs(

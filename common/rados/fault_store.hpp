@@ -100,7 +100,7 @@ class FaultStore : public ObjectStore {
     SnapId snap = snap_head;   // of read, stat and map_extents
     SnapContext snapc = {};    // of write
     std::vector<WriteOp::Kind> steps = {};  // of write
-    std::string method = {};                // of exec: "class.method"
+    std::string method = {};                // of exec: "class.method", or some
   };
 
   /// `base` must outlive the store.
@@ -165,8 +165,7 @@ class FaultStore : public ObjectStore {
                                               std::string_view input,
                                               std::string* output) override;
   [[nodiscard]] std::unique_ptr<Pending> exec_each(
-      const std::string& oid, std::string_view cls, std::string_view method,
-      std::span<const std::string> inputs,
+      const std::string& oid, std::span<const MethodCall> calls,
       std::vector<std::string>* outputs) override;
   [[nodiscard]] std::unique_ptr<Pending> xattrs(
       const std::string& oid, std::map<std::string, std::string>* out) override;

@@ -725,17 +725,18 @@ std::unique_ptr<Pending> MemoryStore::exec(const std::string& oid,
 }
 
 std::unique_ptr<Pending> MemoryStore::exec_each(
-    const std::string& oid, std::string_view cls, std::string_view method,
-    std::span<const std::string> inputs, std::vector<std::string>* outputs) {
-  if (inputs.empty() || inputs.size() > max_calls) return done(-EINVAL);
+    const std::string& oid, std::span<const MethodCall> calls,
+    std::vector<std::string>* outputs) {
+  if (calls.empty() || calls.size() > max_calls) return done(-EINVAL);
   const std::scoped_lock lock(mutex_);
   const auto found = objects_.find(oid);
   std::vector<std::string> results;
-  for (const std::string& input : inputs) {
+  for (const MethodCall& c : calls) {
     // A copy: what the method changes is lost.
     std::optional<MemoryObject> object;
     if (found != objects_.end()) object = found->second.head;
-    const int r = call(object, cls, method, input, results.emplace_back());
+    const int r =
+        call(object, c.cls, c.method, c.input, results.emplace_back());
     if (r < 0) return done(r);
   }
   *outputs = std::move(results);

@@ -170,8 +170,7 @@ class MemoryStore : public ObjectStore {
                                               std::string_view input,
                                               std::string* output) override;
   [[nodiscard]] std::unique_ptr<Pending> exec_each(
-      const std::string& oid, std::string_view cls, std::string_view method,
-      std::span<const std::string> inputs,
+      const std::string& oid, std::span<const MethodCall> calls,
       std::vector<std::string>* outputs) override;
   [[nodiscard]] std::unique_ptr<Pending> xattrs(
       const std::string& oid, std::map<std::string, std::string>* out) override;

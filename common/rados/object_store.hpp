@@ -251,6 +251,13 @@ class Watch {
   [[nodiscard]] virtual std::uint64_t cookie() const noexcept = 0;
 };
 
+/// A call of a method of an object class; both names are of static duration.
+struct MethodCall {
+  const char* cls;
+  const char* method;
+  std::string input = {};
+};
+
 class ObjectStore {
  public:
   virtual ~ObjectStore() = default;
@@ -283,14 +290,13 @@ class ObjectStore {
       const std::string& oid, std::string_view cls, std::string_view method,
       std::string_view input, std::string* output) = 0;
 
-  /// Starts calling a method that only reads once for each of `inputs`, in
-  /// one operation, which is cheaper than one for each.  `outputs` gets as
-  /// many, in the same order; it must stay valid until completion.  The
-  /// result is the first error of a call, and then there are no outputs.  At
-  /// most max_calls inputs; none is -EINVAL.
+  /// Starts calling methods that only read, in one operation: what they say
+  /// was so at one moment, and it is cheaper than an operation for each.
+  /// `outputs` gets as many, in the same order; it must stay valid until
+  /// completion.  The result is the first error of a call, and then there are
+  /// no outputs.  At most max_calls calls; none is -EINVAL.
   [[nodiscard]] virtual std::unique_ptr<Pending> exec_each(
-      const std::string& oid, std::string_view cls, std::string_view method,
-      std::span<const std::string> inputs,
+      const std::string& oid, std::span<const MethodCall> calls,
       std::vector<std::string>* outputs) = 0;
   static constexpr std::size_t max_calls = 256;
 

@@ -20,14 +20,11 @@
 // Waiting.  A thread waits on the completion itself: the messenger's thread
 // wakes it directly, whereas a callback would pass through another thread.
 
-#include <dlfcn.h>
 #include <rados/librados.hpp>
 
 #include <algorithm>
-#include <array>
 #include <atomic>
 #include <cerrno>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <iterator>
@@ -36,11 +33,11 @@
 #include <optional>
 #include <set>
 #include <thread>
-#include <unistd.h>
 
 #include "rados/cluster.hpp"
+#include "rados/connect.hpp"
 #include "rados/error.hpp"
-#include "rados/keyring.hpp"
+#include "rados/method_calls.hpp"
 #include "rados/pool_list.hpp"
 
 namespace nbdrados {
@@ -703,8 +700,6 @@ class RadosCluster final : public Cluster {
   }
 
  private:
-  [[noreturn]] void connect_failed(int r, const ClusterConfig& config);
-  [[noreturn]] void key_failed(int r, const ClusterConfig& config);
   std::shared_ptr<ObjectStore> make_store(librados::IoCtx io,
                                           const std::string& name_space,
                                           Purpose purpose);
@@ -850,28 +845,24 @@ class RadosStore final : public ObjectStore {
                                 std::string* output) override {
     auto p = std::make_unique<BytesPending>(*this, output);
     p->input = copied(input);
-    p->submitted(io_.aio_exec(oid, p->completion(), std::string(cls).c_str(),
-                              std::string(method).c_str(), p->input,
-                              &p->data));
+    p->submitted(call_method(io_, oid, p->completion(), std::string(cls),
+                             std::string(method), p->input, &p->data));
     return p;
   }
 
   std::unique_ptr<Pending> exec_each(
-      const std::string& oid, std::string_view cls, std::string_view method,
-      std::span<const std::string> inputs,
+      const std::string& oid, std::span<const MethodCall> calls,
       std::vector<std::string>* outputs) override {
-    auto p = std::make_unique<CallsPending>(*this, inputs.size(), outputs);
-    if (inputs.empty() || inputs.size() > max_calls) {
+    auto p = std::make_unique<CallsPending>(*this, calls.size(), outputs);
+    if (calls.empty() || calls.size() > max_calls) {
       p->submitted(-EINVAL);
       return p;
     }
-    const std::string class_name(cls);
-    const std::string method_name(method);
-    for (std::size_t i = 0; i < inputs.size(); ++i) {
-      bufferlist input = copied(inputs[i]);
+    for (std::size_t i = 0; i < calls.size(); ++i) {
+      bufferlist input = copied(calls[i].input);
       // The error of a call is that of the operation.
-      p->op.exec(class_name.c_str(), method_name.c_str(), input, &p->data[i],
-                 nullptr);
+      add_method_call(p->op, calls[i].cls, calls[i].method, input,
+                      &p->data[i]);
     }
     p->submitted(io_.aio_operate(oid, p->completion(), &p->op, nullptr));
     return p;
@@ -1027,8 +1018,7 @@ void translate(const WriteOp& op, librados::ObjectWriteOperation& to,
         break;
       case Kind::exec: {
         bufferlist in = copied(s.value);
-        to.exec(std::string(s.name).c_str(), std::string(s.method).c_str(),
-                in);
+        add_method_call(to, std::string(s.name), std::string(s.method), in);
         break;
       }
       case Kind::alloc_hint: to.set_alloc_hint(s.offset, s.length); break;
@@ -1183,173 +1173,21 @@ std::vector<std::string> RadosStore::list(
   return {names.begin(), names.end()};
 }
 
-std::string option(librados::Rados& rados, const char* name) {
-  std::string value;
-  return rados.conf_get(name, value) < 0 ? std::string() : value;
-}
-
 RadosCluster::RadosCluster(const ClusterConfig& config)
     : timeout_(config.connect_timeout),
       wait_when_full_(config.wait_when_full) {
-  int r = rados_.init2(config.entity.c_str(), config.cluster_name.c_str(), 0);
-  if (r < 0) fail(-r, "cannot start librados as " + config.entity);
-
-  // Defaults of ours, in effect where the user says nothing else.
-  // In-memory debug logs cost a fifth of the CPU of a small request, and
-  // what librados prints on stderr repeats in many lines what our one line
-  // says.
-  static constexpr std::pair<const char*, const char*> defaults[] = {
-      {"debug_ms", "0/0"},          {"debug_objecter", "0/0"},
-      {"debug_rados", "0/0"},       {"debug_monc", "0/0"},
-      {"debug_auth", "0/0"},        {"debug_context", "0/0"},
-      {"log_to_stderr", "false"},   {"err_to_stderr", "false"},
-      {"log_file", ""},             {"admin_socket", ""},
-      // At a client's limits of what is in flight (1024 operations, 100 MiB)
-      // librados does not even start an operation, for no image, not even one
-      // that answers a notification: so one OSD that does not answer would
-      // stop all images of the server.  nbdkit bounds the requests, and
-      // objects_in_flight the operations of each.  0: no limit (ceph:
-      // src/common/Throttle.cc, get).
-      {"objecter_inflight_ops", "0"},
-      {"objecter_inflight_op_bytes", "0"},
-  };
-  std::vector<std::string> built_in;
-  for (const auto& [name, value] : defaults)
-    built_in.push_back(option(rados_, name));
-
-  if (config.conf) {
-    if (::access(config.conf->c_str(), R_OK) != 0)
-      fail(errno, "conf=" + *config.conf);
-    r = rados_.conf_read_file(config.conf->c_str());
-    if (r < 0) fail(-r, "cannot read conf=" + *config.conf);
-  } else {
-    r = rados_.conf_read_file(nullptr);
-    if (r < 0 && r != -ENOENT) fail(-r, "cannot read the Ceph configuration");
-  }
-  const bool no_conf = r == -ENOENT;
-  rados_.conf_parse_env(nullptr);
-
-  for (std::size_t i = 0; i < std::size(defaults); ++i)
-    if (option(rados_, defaults[i].first) == built_in[i])
-      rados_.conf_set(defaults[i].first, defaults[i].second);
-
-  const auto set = [&](const std::string& name, const std::string& value) {
-    const int rc = rados_.conf_set(name.c_str(), value.c_str());
-    if (rc == -ENOENT)
-      throw Error(EINVAL, "ceph." + name + ": Ceph has no such option");
-    if (rc < 0)
-      throw Error(EINVAL,
-                  "ceph." + name + "=" + value + ": " + error_text(-rc));
-  };
-  const auto readable = [](const char* key, const std::string& path) {
-    if (::access(path.c_str(), R_OK) != 0)
-      fail(errno, std::string(key) + "=" + path);
-  };
-  if (config.keyring) {
-    readable("keyring", *config.keyring);
-    set("keyring", *config.keyring);
-  }
-  if (config.keyfile) {
-    readable("keyfile", *config.keyfile);
-    set("keyfile", *config.keyfile);
-  }
-  if (config.mon_host) set("mon_host", *config.mon_host);
-  const std::string seconds = std::to_string(
-      std::chrono::ceil<std::chrono::seconds>(config.connect_timeout).count());
-  set("client_mount_timeout", seconds);
-  // Bounds commands to monitors (blocklist), which wait for ever by default.
-  set("rados_mon_op_timeout", seconds);
-  for (const auto& [name, value] : config.options) set(name, value);
-
+  connect_client(rados_, config);
   operations_time_out_ =
-      std::strtod(option(rados_, "rados_osd_op_timeout").c_str(), nullptr) > 0;
-
-  const std::string monitors = option(rados_, "mon_host");
-  // Without any hint librados asks DNS and complains on stderr.
-  if (no_conf && monitors.empty() &&
-      std::none_of(config.options.begin(), config.options.end(),
-                   [](const auto& o) { return o.first.starts_with("mon"); }))
-    throw Error(ENOENT,
-                "no Ceph monitors known: no ceph.conf found and neither conf= "
-                "nor mon-host= given");
-  r = rados_.connect();
-  if (r < 0) connect_failed(r, config);
+      std::strtod(client_option(rados_, "rados_osd_op_timeout").c_str(),
+                  nullptr) > 0;
   client_id_ = rados_.get_instance_id();
   own_clients().add(client_id_);
   // The monitors may have told it only now.
   if (const long t = std::strtol(
-          option(rados_, "osd_client_watch_timeout").c_str(), nullptr, 10);
+          client_option(rados_, "osd_client_watch_timeout").c_str(), nullptr,
+          10);
       t > 0)
     watch_timeout_ = std::chrono::seconds(t);
-}
-
-/// Says what is wrong; `r` is what connect returned.
-void RadosCluster::connect_failed(int r, const ClusterConfig& config) {
-  const std::string monitors = option(rados_, "mon_host");
-  if (r == -ETIMEDOUT)
-    throw Error(ETIMEDOUT, "no Ceph monitor (mon_host=" + monitors +
-                               ") answered within " +
-                               std::to_string(config.connect_timeout.count()) +
-                               " ms (connect-timeout=)");
-  if (r == -ENOENT && monitors.empty())
-    throw Error(ENOENT, "no Ceph monitors known: ceph.conf has no mon_host");
-  key_failed(r, config);
-}
-
-/// Whether this librados reads keys of that type: since 19.2.6 and 20.2.4.
-bool reads_aes256k() {
-  int major = 0;
-  int minor = 0;
-  int patch = 0;
-  (void)std::sscanf(ceph_version().c_str(), "%d.%d.%d", &major, &minor,
-                    &patch);
-  const std::array version{major, minor, patch};
-  return version >= std::array{20, 2, 4} ||
-         (major == 19 && version >= std::array{19, 2, 6});
-}
-
-/// The same, where the key may be to blame.
-void RadosCluster::key_failed(int r, const ClusterConfig& config) {
-  const std::string& entity = config.entity;
-  const KeyReport key = report_key({.key = option(rados_, "key"),
-                                    .keyfile = option(rados_, "keyfile"),
-                                    .keyring = option(rados_, "keyring")},
-                                   entity);
-  const bool refused = r == -EACCES || r == -EPERM;
-  const std::string as = "cannot connect to Ceph as " + entity + ": ";
-  switch (key.state) {
-    case KeyState::unreadable:
-      throw Error(-r, as + key.where + " cannot be read");
-    case KeyState::damaged:
-      throw Error(-r, as + "the key in " + key.where + " is damaged");
-    case KeyState::missing:
-      if (!refused && r != -ENOENT) break;
-      throw Error(EACCES, as + key.where + " has no key for " + entity);
-    case KeyState::aes256k:
-      if (refused || reads_aes256k()) break;
-      throw Error(-r, as + "the key in " + key.where +
-                          " is of the new type aes256k, which this librados "
-                          "cannot read; it needs one that was made with "
-                          "--key-type aes");
-    case KeyState::good:
-      break;
-  }
-  if (refused)
-    throw Error(EACCES, "the cluster does not accept " + entity +
-                            ": wrong key (in " + key.where +
-                            ") or unknown user");
-  // All of a keyring must be right, also what is of other users.  (Ceph 20 calls
-  // one that is not "not found".)
-  if (r == -EIO || r == -ENOENT)
-    throw Error(EIO, as + key.where + " is damaged");
-  const std::string monitors = option(rados_, "mon_host");
-  // ceph: src/mon/MonMap.cc, build_initial.
-  if (r == -EINVAL)
-    throw Error(EINVAL, (config.mon_host ? "mon-host=" : "mon_host=") +
-                            monitors +
-                            " is neither addresses nor hosts that are found");
-  fail(-r,
-       "cannot connect to Ceph (mon_host=" + monitors + ") as " + entity);
 }
 
 RadosCluster::~RadosCluster() {
@@ -1401,23 +1239,6 @@ std::shared_ptr<ObjectStore> RadosCluster::open_pool(
 }
 
 }  // namespace
-
-std::string librados_version() {
-  int major = 0;
-  int minor = 0;
-  int extra = 0;
-  librados::Rados::version(&major, &minor, &extra);
-  return std::to_string(major) + "." + std::to_string(minor) + "." +
-         std::to_string(extra);
-}
-
-std::string ceph_version() {
-  // No header of librados tells, but the library below it has this function
-  // (Ceph: src/common/version.h).
-  void* const found = ::dlsym(RTLD_DEFAULT, "_Z19ceph_version_to_strv");
-  if (found == nullptr) return "unknown";
-  return reinterpret_cast<const char* (*)()>(found)();
-}
 
 std::shared_ptr<Cluster> Cluster::connect(const ClusterConfig& config) {
   return std::make_shared<RadosCluster>(config);

@@ -239,18 +239,6 @@ std::uint64_t decode_op_features_get(std::string_view bytes) {
   return one_u64(bytes, "op_features_get", "operation features");
 }
 
-std::optional<std::pair<Format2Parent, std::uint64_t>> decode_get_parent(
-    std::string_view bytes) {
-  Decoder in(bytes, "get_parent");
-  Format2Parent parent;
-  parent.pool = in.i64("parent pool");
-  parent.image_id = in.string("parent image id");
-  parent.snap = in.u64("parent snapshot");
-  const std::uint64_t overlap = image_size(in, "parent overlap");
-  if (!has_parent(in, parent)) return std::nullopt;
-  return std::pair(std::move(parent), overlap);
-}
-
 std::optional<Format2Parent> decode_parent_get(std::string_view bytes) {
   Decoder in(bytes, "parent_get");
   Format2Parent parent = parent_spec(in.frame(1, "parent"));

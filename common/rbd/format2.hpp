@@ -33,7 +33,7 @@ namespace nbdrados {
 // --- object names ---------------------------------------------------------
 
 /// The object class.
-inline constexpr std::string_view rbd_class = "rbd";
+inline constexpr char rbd_class[] = "rbd";
 /// Names and ids of all images of a pool and namespace.
 inline constexpr std::string_view rbd_directory_oid = "rbd_directory";
 /// Names of all namespaces of a pool; lives in the default namespace.
@@ -142,7 +142,7 @@ struct Format2Core {
 
 // --- inputs ---------------------------------------------------------------
 
-/// For get_size, get_flags, get_parent, parent_overlap_get, snapshot_get and
+/// For get_size, get_flags, parent_overlap_get, snapshot_get and
 /// get_snapshot_name.  snap_head is the present.
 [[nodiscard]] std::string encode_snap_id(SnapId snap);
 /// For get_features.  `read_only`: ask for what is incompatible for reading.
@@ -181,12 +181,6 @@ decode_get_stripe_unit_count(std::string_view bytes);
     std::string_view bytes);
 [[nodiscard]] std::uint64_t decode_get_flags(std::string_view bytes);
 [[nodiscard]] std::uint64_t decode_op_features_get(std::string_view bytes);
-
-/// The reply of get_parent (all Ceph releases): nothing without a parent,
-/// else the parent and the overlap in bytes.  The method fails with EXDEV
-/// where the parent is in a namespace, which its reply cannot say.
-[[nodiscard]] std::optional<std::pair<Format2Parent, std::uint64_t>>
-decode_get_parent(std::string_view bytes);
 /// The reply of parent_get (Ceph 14 and newer): nothing without a parent.
 [[nodiscard]] std::optional<Format2Parent> decode_parent_get(
     std::string_view bytes);

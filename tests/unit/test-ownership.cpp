@@ -346,12 +346,9 @@ class ClientStore final : public ObjectStore {
         [&] { return world_.memory.exec(oid, cls, method, input, output); });
   }
   std::unique_ptr<Pending> exec_each(
-      const std::string& oid, std::string_view cls, std::string_view method,
-      std::span<const std::string> inputs,
+      const std::string& oid, std::span<const MethodCall> calls,
       std::vector<std::string>* outputs) override {
-    return sent([&] {
-      return world_.memory.exec_each(oid, cls, method, inputs, outputs);
-    });
+    return sent([&] { return world_.memory.exec_each(oid, calls, outputs); });
   }
   std::unique_ptr<Pending> xattrs(
       const std::string& oid,

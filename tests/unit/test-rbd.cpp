@@ -625,12 +625,6 @@ const char parent_in_namespace[] =
     "39616531660f00000000000000";
 const char parent_none[] =
     "010118000000ffffffffffffffff0000000000000000feffffffffffffff";
-// get_parent of the same clone, and of an image without a parent.
-const char old_parent_here[] =
-    "01000000000000000c0000003234393539633563663138330c00000000000000"
-    "0000a00000000000";
-const char old_parent_none[] =
-    "ffffffffffffffff00000000feffffffffffffff0000000000000000";
 // migration_get on both sides after `rbd migration prepare mig migdst`.
 const char migration_source[] =
     "03013f00000001010000000000000000000000060000006d69676473740c0000"
@@ -656,7 +650,6 @@ class Format2Test : public CppUnit::TestFixture {
   CPPUNIT_TEST(data_pool);
   CPPUNIT_TEST(flags);
   CPPUNIT_TEST(parent);
-  CPPUNIT_TEST(old_parent);
   CPPUNIT_TEST(parent_overlap);
   CPPUNIT_TEST(snapshots);
   CPPUNIT_TEST(snapshots_refused);
@@ -849,23 +842,6 @@ class Format2Test : public CppUnit::TestFixture {
     put(changed, 6, le(1, 8));
     refused([&] { (void)decode_parent_get(changed); }, EIO,
             "parent_get: parent image id is empty");
-  }
-
-  void old_parent() {
-    const auto got = decode_get_parent(unhex(old_parent_here));
-    CPPUNIT_ASSERT(got);
-    CPPUNIT_ASSERT((Format2Parent{1, "", "24959c5cf183", 12} == got->first));
-    CPPUNIT_ASSERT_EQUAL(std::uint64_t{10 << 20}, got->second);
-    CPPUNIT_ASSERT(!decode_get_parent(unhex(old_parent_none)));
-    for (const char* vector : {old_parent_here, old_parent_none})
-      refused_cut_off(
-          [](std::string_view in) { (void)decode_get_parent(in); },
-          unhex(vector), "get_parent");
-    std::string changed = unhex(old_parent_here);
-    put(changed, 32, le(two_63, 8));
-    refused([&] { (void)decode_get_parent(changed); }, EIO,
-            "get_parent: parent overlap 9223372036854775808 is above "
-            "2^63 - 1");
   }
 
   void parent_overlap() {

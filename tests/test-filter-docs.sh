@@ -24,6 +24,12 @@ for name in radoscache radosoffset; do
     "$tmp/man.keys" ||
     die "--help of $name and the manual page have different parameters"
 
+  # The synopsis has the same, with the same values.
+  while read -r usage; do
+    usage=${usage//[<>]/}
+    grep -Fq "[$usage]" "$pod" || die "the synopsis does not have $usage"
+  done < <(grep -Eo '^[a-z][a-z-]*=[^ ]+' "$tmp/help")
+
   # The filter takes each of them: the plugin below would not.
   while read -r key; do
     "${nbdkit[@]}" -U - --filter="$name" memory 1M "$key=/nonexistent/x" \

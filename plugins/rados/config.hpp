@@ -27,12 +27,16 @@ enum class ListMode : std::uint8_t { all, images, none };
 /// afterwards.
 class Config {
  public:
+  /// All keys, for nbdkit --help.
+  [[nodiscard]] static const char* help();
+
   /// One key=value.  Throws Error(EINVAL) that names the key.
   void set(const std::string& key, const std::string& value);
 
   /// Checks what can be checked without a cluster.  Throws Error.
   void complete();
 
+  std::set<std::string> given;  // the keys
   ClusterConfig cluster;
   std::size_t clients = 4;  // see ClientPool
   std::string pool;
@@ -59,15 +63,9 @@ class Config {
   [[nodiscard]] ImageSpec export_spec(std::string_view export_name) const;
 
  private:
-  void set_target(const std::string& value);
   /// Takes apart what image= says.
   void split_image();
-
-  std::set<std::string> seen_;
 };
-
-/// For nbdkit --help; one paragraph a key.
-extern const char* const config_help;
 
 }  // namespace nbdrados
 

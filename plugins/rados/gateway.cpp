@@ -7,10 +7,10 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cstdlib>
 #include <utility>
 
 #include "image/listing.hpp"
+#include "nbdkit/parameters.hpp"
 #include "rados/error.hpp"
 
 namespace nbdrados {
@@ -41,9 +41,9 @@ ListOptions list_options(const Config& config) {
 /// Only the OSDs know what they refuse; what this client's configuration says
 /// is a hint.
 void warn_of_large_objects(Cluster& cluster, Image& image) {
-  const std::uint64_t limit = std::strtoull(
-      cluster.ceph_option("osd_max_object_size").value_or("").c_str(),
-      nullptr, 10);
+  const std::uint64_t limit =
+      parse_digits(cluster.ceph_option("osd_max_object_size").value_or(""))
+          .value_or(0);
   const std::uint64_t largest =
       std::min(image.traits().layout.object_size(), image.size());
   if (limit != 0 && largest > limit)

@@ -21,11 +21,11 @@
 #include <string>
 #include <utility>
 
+#include "callback.hpp"
 #include "coherence/coherence.hpp"
 #include "config.hpp"
 #include "gateway.hpp"
 #include "nbdkit/gate.hpp"
-#include "nbdkit/guard.hpp"
 #include "nbdkit/server.hpp"
 #include "nbdkit/throughput.hpp"
 #include "rados/error.hpp"
@@ -364,7 +364,7 @@ struct nbdkit_plugin make_plugin() {
   p.description =
       "Serve Ceph images (RBD and striped RADOS objects) over NBD";
   p.magic_config_key = "target";
-  p.config_help = config_help;
+  p.config_help = Config::help();
   p.errno_is_preserved = 1;  // see set_error
   p.load = load;
   p.unload = unload;

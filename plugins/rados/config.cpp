@@ -11,9 +11,12 @@
 #include <cerrno>
 #include <chrono>
 #include <cstdlib>
+#include <fstream>
 #include <memory>
+#include <sstream>
 
 #include "nbdkit/parameters.hpp"
+#include "peer.hpp"
 #include "rados/error.hpp"
 #include "rbd/features.hpp"
 
@@ -129,6 +132,17 @@ void set_features(Config& c, Text, Text value) {
   }
 }
 
+/// Read once: what a client may do does not change while it is connected.
+void set_allow(Config& c, Text key, Text value) {
+  const std::string source = key + "=" + value;
+  std::ifstream file(absolute(key, value), std::ios::binary);
+  std::ostringstream text;
+  text << file.rdbuf();
+  if (!file || !text) fail(EIO, source + " cannot be read");
+  c.allow.emplace(text.str(), source);
+  check_peer_functions(*c.allow, source);
+}
+
 constexpr Need an_image = {
     [](const Config& c) { return c.image.has_value(); }, "needs image="};
 constexpr Need a_whole_pool = {
@@ -162,6 +176,14 @@ Table image_parameters() {
        "What the list of exports tells (default all).",
        [](Config& c, Text k, Text v) { c.list = choose(k, v, list_modes); },
        &a_whole_pool},
+  };
+}
+
+/// Who may have it.
+Table client_parameters() {
+  return {
+      {"allow=<FILE>", "Rules: which client may open which exports.",
+       set_allow},
   };
 }
 
@@ -263,8 +285,9 @@ Table serving_parameters() {
 const Parameters<Config>& parameters() {
   static const Parameters<Config> all([] {
     Table p;
-    for (const Table& part : {image_parameters(), cluster_parameters(),
-                              creation_parameters(), serving_parameters()})
+    for (const Table& part :
+         {image_parameters(), client_parameters(), cluster_parameters(),
+          creation_parameters(), serving_parameters()})
       p.insert(p.end(), part.begin(), part.end());
     return p;
   }());
@@ -348,6 +371,14 @@ ImageSpec Config::export_spec(std::string_view export_name) const {
     wanted.name_space = *name_space;
   }
   return wanted;
+}
+
+std::string Config::listed_name(const ImageSpec& spec) const {
+  // Of these the whole name is taken as it is (parse_image_name).
+  if (format == FormatChoice::striper) return spec.image;
+  ImageSpec listed = spec;
+  if (name_space) listed.name_space.clear();
+  return listed.name();
 }
 
 }  // namespace nbdrados

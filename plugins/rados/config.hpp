@@ -13,6 +13,7 @@
 #include <string>
 #include <string_view>
 
+#include "allow.hpp"
 #include "image/catalog.hpp"
 #include "image/extents_mode.hpp"
 #include "image/lock_mode.hpp"
@@ -54,6 +55,7 @@ class Config {
   std::chrono::milliseconds lock_wait = default_lock_wait;
   ExtentsMode extents = ExtentsMode::exact;
   std::uint64_t discard_granularity = 0;  // bytes; 0: the default
+  std::optional<AccessList> allow;        // without it everybody may all
 
   /// The configured image; only where `image` is set.
   [[nodiscard]] ImageSpec spec() const;
@@ -61,6 +63,10 @@ class Config {
   /// The image that a client asks for.  Throws Error: the name leads out of
   /// the configured pool or namespace, or makes no sense.
   [[nodiscard]] ImageSpec export_spec(std::string_view export_name) const;
+
+  /// The one name of an image for the rules of `allow`: as in the list of
+  /// exports, or as it would be there if the image were not configured.
+  [[nodiscard]] std::string listed_name(const ImageSpec& spec) const;
 
  private:
   /// Takes apart what image= says.

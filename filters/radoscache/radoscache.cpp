@@ -17,6 +17,7 @@
 // and a client that goes, wait until all of it is below.
 
 #include <nbdkit-filter.h>
+#include <zlib.h>
 
 #include <algorithm>
 #include <atomic>
@@ -50,6 +51,7 @@
 #include "nbdkit/gate.hpp"
 #include "nbdkit/guard.hpp"
 #include "nbdkit/parameters.hpp"
+#include "nbdkit/server.hpp"
 #include "service.hpp"
 
 #ifdef HAVE_CONFIG_H
@@ -810,6 +812,14 @@ int cache(nbdkit_next* next, void* handle, std::uint32_t count,
   return err != nullptr ? r : 0;
 }
 
+/// For nbdkit --dump-plugin.
+void dump_plugin() {
+  std::printf("radoscache_version=%s\n", PACKAGE_VERSION);
+  std::printf("radoscache_nbdkit_version=%s\n", NBDKIT_VERSION_STRING);
+  std::printf("radoscache_zlib_version=%s\n", zlibVersion());
+  std::printf("radoscache_modes=%s\n", words(modes, ",", ",").c_str());
+}
+
 struct nbdkit_filter make_filter() {
   struct nbdkit_filter f = {};
   f.name = "radoscache";
@@ -820,6 +830,7 @@ struct nbdkit_filter make_filter() {
   f.config = set_config;
   f.config_complete = config_complete;
   f.config_help = parameters().help();
+  set_dump_plugin(f, dump_plugin);
   f.get_ready = get_ready;
   f.after_fork = after_fork;
   f.cleanup = cleanup;

@@ -16,6 +16,7 @@
 #include <cerrno>
 #include <cinttypes>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <limits>
 #include <optional>
@@ -25,6 +26,7 @@
 #include "nbdkit/block_status.hpp"
 #include "nbdkit/guard.hpp"
 #include "nbdkit/parameters.hpp"
+#include "nbdkit/server.hpp"
 
 #ifdef HAVE_CONFIG_H
 #include "config.h"
@@ -194,6 +196,12 @@ int extents(nbdkit_next* next, void* handle, std::uint32_t count,
   return r == 0 ? 0 : fail(err, r);
 }
 
+/// For nbdkit --dump-plugin.
+void dump_plugin() {
+  std::printf("radosoffset_version=%s\n", PACKAGE_VERSION);
+  std::printf("radosoffset_nbdkit_version=%s\n", NBDKIT_VERSION_STRING);
+}
+
 struct nbdkit_filter make_filter() {
   struct nbdkit_filter f = {};
   f.name = "radosoffset";
@@ -203,6 +211,7 @@ struct nbdkit_filter make_filter() {
   f.config = set_config;
   f.config_complete = config_complete;
   f.config_help = config_help;
+  nbdrados::set_dump_plugin(f, dump_plugin);
   f.prepare = prepare;
   f.get_size = get_size;
   f.pread = pread;

@@ -30,10 +30,10 @@ for name in radoscache radosoffset; do
     grep -Fq "[$usage]" "$pod" || die "the synopsis does not have $usage"
   done < <(grep -Eo '^[a-z][a-z-]*=[^ ]+' "$tmp/help")
 
-  # What it tells of itself.
+  # What it tells of itself.  (Name and path are nbdkit's own.)
   if nbdkit_from 1.36; then
-    "${nbdkit[@]}" --filter="$name" --dump-plugin null | grep "^${name}_" \
-      >"$tmp/dump" || die "$name tells nothing in --dump-plugin"
+    "${nbdkit[@]}" --filter="$name" --dump-plugin null |
+      grep -E "^${name}_" | grep -Ev "^${name}_(name|path)=" >"$tmp/dump" || die "$name tells nothing in --dump-plugin"
     grep -Eo "^ ${name}_[a-z_]+=" "$pod" | tr -d ' =' | sort >"$tmp/man.dump"
     diff -u --label --dump-plugin --label "manual page" \
       <(sed 's/=.*//' "$tmp/dump" | sort) "$tmp/man.dump" ||

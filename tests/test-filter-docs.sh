@@ -33,7 +33,8 @@ for name in radoscache radosoffset; do
   # What it tells of itself.  (Name and path are nbdkit's own.)
   if nbdkit_from 1.36; then
     "${nbdkit[@]}" --filter="$name" --dump-plugin null |
-      grep -E "^${name}_" | grep -Ev "^${name}_(name|path)=" >"$tmp/dump" || die "$name tells nothing in --dump-plugin"
+      grep -E "^${name}_" | grep -Ev "^${name}_(name|path)=" \
+      >"$tmp/dump" || die "$name tells nothing in --dump-plugin"
     grep -Eo "^ ${name}_[a-z_]+=" "$pod" | tr -d ' =' | sort >"$tmp/man.dump"
     diff -u --label --dump-plugin --label "manual page" \
       <(sed 's/=.*//' "$tmp/dump" | sort) "$tmp/man.dump" ||

@@ -246,7 +246,6 @@ class AllowTest : public CppUnit::TestFixture {
   }
 
   void lines_of_kinds() {
-    using Kind = AccessList::Kind;
     const AccessList rules("# x\nuid:1 * rw\n\ndn:x * rw\ndn:y * rw\n", "F");
     CPPUNIT_ASSERT_EQUAL(std::size_t{2}, rules.line_of(Kind::uid));
     CPPUNIT_ASSERT_EQUAL(std::size_t{4}, rules.line_of(Kind::dn));

@@ -24,6 +24,27 @@ for name in radoscache radosoffset; do
     "$tmp/man.keys" ||
     die "--help of $name and the manual page have different parameters"
 
+  # The synopsis has the same, with the same values.
+  while read -r usage; do
+    usage=${usage//[<>]/}
+    grep -Fq "[$usage]" "$pod" || die "the synopsis does not have $usage"
+  done < <(grep -Eo '^[a-z][a-z-]*=[^ ]+' "$tmp/help")
+
+  # What it tells of itself.  (Name and path are nbdkit's own.)
+  if nbdkit_from 1.36; then
+    "${nbdkit[@]}" --filter="$name" --dump-plugin null |
+      grep -E "^${name}_" | grep -Ev "^${name}_(name|path)=" \
+      >"$tmp/dump" || die "$name tells nothing in --dump-plugin"
+    grep -Eo "^ ${name}_[a-z_]+=" "$pod" | tr -d ' =' | sort >"$tmp/man.dump"
+    diff -u --label --dump-plugin --label "manual page" \
+      <(sed 's/=.*//' "$tmp/dump" | sort) "$tmp/man.dump" ||
+      die "--dump-plugin of $name and the manual page differ"
+    grep -Fxq "${name}_nbdkit_version=$(nbdkit --dump-config |
+      sed -n 's/^version=//p')" "$tmp/dump" || die "$(cat "$tmp/dump")"
+  else
+    say "left out: filters have .dump_plugin since nbdkit 1.36"
+  fi
+
   # The filter takes each of them: the plugin below would not.
   while read -r key; do
     "${nbdkit[@]}" -U - --filter="$name" memory 1M "$key=/nonexistent/x" \

@@ -27,6 +27,16 @@ sed -i 's/^ceph\..*/ceph.<OPTION>/' "$tmp/help.keys"
 diff -u --label help --label "manual page" "$tmp/help.keys" "$tmp/man.keys" ||
   die "--help and the manual page have different parameters"
 
+# What they can be, where that is one of some words: in the synopsis and in the
+# description.
+grep -Eo '^[a-z-]+=[a-z0-9]+(\|[a-z0-9]+)+' "$tmp/help" >"$tmp/choices"
+[ "$(wc -l <"$tmp/choices")" -ge 5 ] || die "no choices in --help"
+while read -r choice; do
+  grep -Fq "[$choice]" "$pod" || die "the synopsis does not have $choice"
+  grep -Fxq "=item B<${choice/=/=>}" "$pod" ||
+    die "the manual page does not describe $choice"
+done <"$tmp/choices"
+
 # The plugin takes each of them, whatever it then says about the value.
 while read -r key; do
   key=${key/<OPTION>/log_file}

@@ -15,69 +15,45 @@
 
 namespace nbdrados {
 
-/// The errno to give to nbdkit, so that the NBD client gets what fits best.
-/// NBD has a word only for some; nbdkit turns all others into EINVAL
-/// (nbdkit: server/protocol.c, nbd_errno), which would blame the client for
-/// the cluster's trouble: EIO is right for those.
-[[nodiscard]] inline int nbd_errno(int code) noexcept {
-  switch (code = client_errno(code)) {
-    case EPERM:
-    case EROFS:
-    case ENOMEM:
-    case EINVAL:
-    case ENOSPC:
-    case EOVERFLOW:
-    case EOPNOTSUPP:
-    case ESHUTDOWN:
-      return code;
-    default:
-      return EIO;
-  }
-}
-
-/// Gives nbdkit the errno of a callback.  In threads that nbdkit has not
-/// started, such as those of filters, nbdkit_set_error has no effect, and errno
-/// itself counts (nbdkit: server/plugins.c, get_error), which must be set last.
-inline void set_error(int code) noexcept {
-  nbdkit_set_error(code);
-  errno = code;
-}
-
-/// Runs `body` for the callback `operation`.  Returns what body returns; an
-/// exception becomes one line for nbdkit_error, a call of `said` with its positive
-/// errno, an errno for nbdkit and `failure`.
-template <class Result, class Body, class Said>
-[[nodiscard]] Result guard(const char* operation, Result failure, Body&& body,
-                           Said&& said) noexcept {
-  int code = EIO;
+/// In a catch block: makes one line for nbdkit_error of the exception, which
+/// names the callback `operation`.  Returns its positive errno.
+[[nodiscard]] inline int report_exception(const char* operation) noexcept {
   try {
-    return std::forward<Body>(body)();
+    throw;
   } catch (const Error& e) {
     nbdkit_error("%s: %s", operation, e.what());
-    code = e.code();
+    return e.code();
   } catch (const std::bad_alloc&) {
     nbdkit_error("%s: out of memory", operation);
-    code = ENOMEM;
+    return ENOMEM;
   } catch (const std::exception& e) {
     nbdkit_error("%s: %s", operation, e.what());
+    return EIO;
   }
-  said(code);
-  set_error(nbd_errno(code));
-  return failure;
-}
-template <class Result, class Body>
-[[nodiscard]] Result guard(const char* operation, Result failure,
-                           Body&& body) noexcept {
-  return guard(operation, failure, std::forward<Body>(body), [](int) {});
 }
 
-/// For callbacks that return 0 or -1.
+/// Runs `body`, which returns 0 or an errno, for the callback `operation`.
+/// Returns that; an exception becomes one line for nbdkit_error and its errno.
 template <class Body>
-[[nodiscard]] int guard(const char* operation, Body&& body) noexcept {
-  return guard(operation, -1, [&] {
-    std::forward<Body>(body)();
-    return 0;
-  });
+[[nodiscard]] int attempt(const char* operation, Body&& body) noexcept {
+  try {
+    return std::forward<Body>(body)();
+  } catch (...) {
+    return report_exception(operation);
+  }
+}
+
+/// The same for a `body` that returns nothing, and callbacks that return 0 or
+/// -1.
+template <class Body>
+[[nodiscard]] int attempt_or_fail(const char* operation,
+                                  Body&& body) noexcept {
+  return attempt(operation, [&] {
+           std::forward<Body>(body)();
+           return 0;
+         }) == 0
+             ? 0
+             : -1;
 }
 
 }  // namespace nbdrados

@@ -17,6 +17,7 @@
 // and a client that goes, wait until all of it is below.
 
 #include <nbdkit-filter.h>
+#include <zlib.h>
 
 #include <algorithm>
 #include <atomic>
@@ -28,13 +29,13 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <exception>
 #include <map>
 #include <memory>
 #include <mutex>
-#include <new>
 #include <optional>
+#include <set>
 #include <sstream>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -48,7 +49,9 @@
 #include "exports.hpp"
 #include "extents.hpp"
 #include "nbdkit/gate.hpp"
+#include "nbdkit/guard.hpp"
 #include "nbdkit/parameters.hpp"
+#include "nbdkit/server.hpp"
 #include "service.hpp"
 
 #ifdef HAVE_CONFIG_H
@@ -92,6 +95,7 @@ enum class Mode { writethrough, writeback, none };
 enum class Assume { immutable, exclusive, unsafe };
 
 struct Config {
+  std::set<std::string> given;  // the keys
   Mode mode = Mode::writethrough;
   std::optional<Assume> assume;
   std::uint64_t size = 64 << 20;
@@ -116,27 +120,6 @@ constexpr std::uint64_t file_queue_share = 8;
 constexpr std::uint64_t file_queue_extra = 64;
 
 int thread_model = NBDKIT_THREAD_MODEL_SERIALIZE_CONNECTIONS;
-
-constexpr const char* config_help =
-    "cache-assume=immutable|exclusive\n"
-    "                           What may change the data: nothing, or only\n"
-    "                           clients of this server (default: what the\n"
-    "                           plugin tells, else nothing is cached).\n"
-    "cache-shared=unsafe        Cache what others may change, too.\n"
-    "cache-exports=distinct     Each export name is a disk of its own.\n"
-    "cache-mode=writethrough|writeback|none\n"
-    "                           writeback: keep writes until a flush; none:\n"
-    "                           do not cache (default writethrough).\n"
-    "cache-size=<SIZE>          Memory for all exports (default 64M).\n"
-    "cache-block=<SIZE>         Block size, a power of two from 512 to 1M\n"
-    "                           (default: what the export prefers).\n"
-    "cache-readahead=<SIZE>     Largest read-ahead, 0 for none (default 1M).\n"
-    "cache-dirty=<SIZE>         Memory, of cache-size, for writes that are not\n"
-    "                           below yet (default a quarter).\n"
-    "cache-dirty-age=<TIME>     How long they stay there (default 5s).\n"
-    "cache-file=<PATH>          A folder for a file with blocks that had to\n"
-    "                           leave memory.\n"
-    "cache-file-size=<SIZE>     Size of that file (default 1G).";
 
 /// One client.
 struct Connection {
@@ -218,27 +201,6 @@ CachedDisk::Version version_of(void* handle) {
   return entry && entry->ready() && entry->holds() ? entry->version() : 0;
 }
 
-/// Runs `body`, which returns 0 or an errno.  Returns that; an exception
-/// becomes a message and an errno.
-template <class Body>
-int guard(const char* operation, Body&& body) noexcept {
-  try {
-    return std::forward<Body>(body)();
-  } catch (const std::bad_alloc&) {
-    nbdkit_error("radoscache: %s: out of memory", operation);
-    return ENOMEM;
-  } catch (const std::exception& e) {
-    nbdkit_error("radoscache: %s: %s", operation, e.what());
-    return EIO;
-  }
-}
-
-/// The same for callbacks that return 0 or -1.
-template <class Body>
-int guard_or_fail(const char* operation, Body&& body) noexcept {
-  return guard(operation, std::forward<Body>(body)) == 0 ? 0 : -1;
-}
-
 /// A request of the layer above: body(Connection&) returns 0 or an errno.
 /// Filters of nbdkit make requests from threads of their own, also when nbdkit
 /// is ending (see gate.hpp), and with err = NULL.
@@ -248,7 +210,7 @@ int request(const char* operation, void* handle, int* err,
   Connection& c = connection_of(handle);
   const Gate::Pass pass(c.gate);
   const int r =
-      pass ? guard(operation, [&] { return std::forward<Body>(body)(c); })
+      pass ? attempt(operation, [&] { return std::forward<Body>(body)(c); })
            : ESHUTDOWN;
   if (err != nullptr) *err = r;
   return r == 0 ? 0 : -1;
@@ -297,132 +259,145 @@ std::string statistics_text() {
 
 void statistics() {
   if (radoscache_debug_stats == 0 || !state) return;
-  (void)guard("statistics", [] {
+  (void)attempt_or_fail("radoscache: statistics", [] {
     nbdkit_debug("radoscache: %s", statistics_text().c_str());
-    return 0;
   });
 }
 
 // Parameters ----------------------------------------------------------------
 
-int choose(const char* key, const char* value, const char* choices) {
-  nbdkit_error("radoscache: %s=%s: use %s", key, value, choices);
-  return -1;
+constexpr Choice<Mode> modes[] = {{"writethrough", Mode::writethrough},
+                                  {"writeback", Mode::writeback},
+                                  {"none", Mode::none}};
+constexpr Choice<Assume> assumptions[] = {{"immutable", Assume::immutable},
+                                          {"exclusive", Assume::exclusive}};
+constexpr Choice<Assume> shared[] = {{"unsafe", Assume::unsafe}};
+constexpr Choice<bool> kinds_of_exports[] = {{"distinct", true}};
+
+using Need = Parameter<Config>::Need;
+using Text = const std::string&;
+
+template <class T, std::size_t n>
+T choose(Text key, Text value, const Choice<T> (&choices)[n]) {
+  if (const auto found = find_choice(value, choices)) return *found;
+  throw std::invalid_argument(key + "=" + value + ": use " +
+                              words(choices, ", ", " or "));
 }
 
-int set_value(nbdkit_next_config* next, nbdkit_backend* nxdata,
-              const char* key, const char* value) {
-  const std::string_view k(key);
-  const std::string_view v(value);
-  if (k == "cache-mode") {
-    if (v == "writethrough")
-      config.mode = Mode::writethrough;
-    else if (v == "writeback")
-      config.mode = Mode::writeback;
-    else if (v == "none")
-      config.mode = Mode::none;
-    else
-      return choose(key, value, "writethrough, writeback or none");
-  } else if (k == "cache-assume") {
-    if (v == "immutable")
-      config.assume = Assume::immutable;
-    else if (v == "exclusive")
-      config.assume = Assume::exclusive;
-    else
-      return choose(key, value, "immutable or exclusive");
-  } else if (k == "cache-shared") {
-    if (v != "unsafe") return choose(key, value, "unsafe");
-    config.assume = Assume::unsafe;
-  } else if (k == "cache-exports") {
-    if (v != "distinct") return choose(key, value, "distinct");
-    config.distinct = true;
-  } else if (k == "cache-dirty-age") {
-    config.dirty_age = parse_time(k, v, std::chrono::milliseconds(1),
+void set_block(Config& c, Text key, Text value) {
+  const std::uint64_t size = parse_size(key, value);
+  if (size < smallest_block || size > largest_block ||
+      !std::has_single_bit(size))
+    throw std::invalid_argument(key + "=" + value +
+                                ": use a power of two from 512 to 1M");
+  c.block = static_cast<std::uint32_t>(size);
+}
+
+void set_file(Config& c, Text key, Text value) {
+  const std::unique_ptr<char, void (*)(void*)> path(
+      nbdkit_absolute_path(value.c_str()), std::free);
+  if (!path) throw std::invalid_argument(key + "=" + value + " is not a path");
+  c.file = path.get();
+}
+
+constexpr Need write_back = {
+    [](const Config& c) { return c.mode == Mode::writeback; },
+    "is only for cache-mode=writeback"};
+constexpr Need some_cache = {
+    [](const Config& c) { return c.mode != Mode::none; },
+    "is not for cache-mode=none"};
+constexpr Need a_file = {[](const Config& c) { return !c.file.empty(); },
+                         "needs cache-file="};
+
+const Parameters<Config>& parameters() {
+  static const Parameters<Config> all({
+      {"cache-assume=" + words(assumptions),
+       "What may change the data: nothing, or only\n"
+       "clients of this server (default: what the\n"
+       "plugin tells, else nothing is cached).",
+       [](Config& c, Text k, Text v) { c.assume = choose(k, v, assumptions); }},
+      {"cache-shared=" + words(shared),
+       "Cache what others may change, too.",
+       [](Config& c, Text k, Text v) { c.assume = choose(k, v, shared); }},
+      {"cache-exports=" + words(kinds_of_exports),
+       "Each export name is a disk of its own.",
+       [](Config& c, Text k, Text v) {
+         c.distinct = choose(k, v, kinds_of_exports);
+       }},
+      {"cache-mode=" + words(modes),
+       "writeback: keep writes until a flush; none:\n"
+       "do not cache (default writethrough).",
+       [](Config& c, Text k, Text v) { c.mode = choose(k, v, modes); }},
+      {"cache-size=<SIZE>", "Memory for all exports (default 64M).",
+       [](Config& c, Text k, Text v) { c.size = parse_size(k, v); }},
+      {"cache-block=<SIZE>",
+       "Block size, a power of two from 512 to 1M\n"
+       "(default: what the export prefers).",
+       set_block},
+      {"cache-readahead=<SIZE>",
+       "Largest read-ahead, 0 for none (default 1M).",
+       [](Config& c, Text k, Text v) { c.read_ahead = parse_size(k, v); }},
+      {"cache-dirty=<SIZE>",
+       "Memory, of cache-size, for writes that are not\n"
+       "below yet (default a quarter).",
+       [](Config& c, Text k, Text v) { c.dirty = parse_size(k, v); },
+       &write_back},
+      {"cache-dirty-age=<TIME>", "How long they stay there (default 5s).",
+       [](Config& c, Text k, Text v) {
+         c.dirty_age = parse_time(k, v, std::chrono::milliseconds(1),
                                   largest_dirty_age);
-  } else if (k == "cache-file") {
-    char* const path = nbdkit_absolute_path(value);
-    if (path == nullptr) return -1;
-    const int r = guard_or_fail("config", [&] {
-      config.file = path;
-      return 0;
-    });
-    std::free(path);
-    return r;
-  } else if (k == "cache-size" || k == "cache-block" ||
-             k == "cache-readahead" || k == "cache-dirty" ||
-             k == "cache-file-size") {
-    const std::uint64_t size = parse_size(k, v, k == "cache-file-size" ? 1 : 0);
-    if (k == "cache-size") {
-      config.size = size;
-    } else if (k == "cache-readahead") {
-      config.read_ahead = size;
-    } else if (k == "cache-dirty") {
-      config.dirty = size;
-    } else if (k == "cache-file-size") {
-      config.file_size = size;
-    } else {
-      if (size < smallest_block || size > largest_block ||
-          !std::has_single_bit(size))
-        return choose(key, value, "a power of two from 512 to 1M");
-      config.block = static_cast<std::uint32_t>(size);
-    }
-  } else {
-    return next(nxdata, key, value);
-  }
-  return 0;
+       },
+       &write_back},
+      {"cache-file=<PATH>",
+       "A folder for a file with blocks that had to\n"
+       "leave memory.",
+       set_file, &some_cache},
+      {"cache-file-size=<SIZE>", "Size of that file (default 1G).",
+       [](Config& c, Text k, Text v) { c.file_size = parse_size(k, v, 1); },
+       &a_file},
+  });
+  return all;
 }
 
 int set_config(nbdkit_next_config* next, nbdkit_backend* nxdata,
                const char* key, const char* value) {
-  try {
-    return set_value(next, nxdata, key, value);
-  } catch (const std::exception& e) {
-    nbdkit_error("radoscache: %s", e.what());
+  bool taken = false;
+  if (attempt_or_fail("radoscache", [&] {
+        taken = parameters().set(config, key, value);
+      }) == -1)
     return -1;
-  }
+  return taken ? 0 : next(nxdata, key, value);
 }
 
-/// Whether the parameters fit together; says what does not.
-bool consistent() {
-  if (config.mode != Mode::writeback && (config.dirty || config.dirty_age)) {
-    nbdkit_error("radoscache: %s= is only for cache-mode=writeback",
-                 config.dirty ? "cache-dirty" : "cache-dirty-age");
-    return false;
-  }
-  if (config.file_size && config.file.empty()) {
-    nbdkit_error("radoscache: cache-file-size= needs cache-file=");
-    return false;
-  }
-  if (config.mode == Mode::none) {
-    if (!config.file.empty())
-      nbdkit_error("radoscache: cache-file= is not for cache-mode=none");
-    return config.file.empty();
-  }
-  const std::uint64_t least = config.block.value_or(largest_default);
-  if (config.file_size && *config.file_size < least) {
-    nbdkit_error("radoscache: cache-file-size=%" PRIu64
-                 " is less than one block of %" PRIu64 " bytes",
-                 *config.file_size, least);
-    return false;
-  }
+/// Throws what does not fit together.
+void check_sizes() {
+  const auto bad = [](const std::string& text, std::uint64_t block) {
+    throw std::invalid_argument(text + " of " + std::to_string(block) +
+                                " bytes");
+  };
+  const std::uint64_t block = config.block.value_or(largest_default);
+  if (config.file_size && *config.file_size < block)
+    bad("cache-file-size=" + std::to_string(*config.file_size) +
+            " is less than one block",
+        block);
   const std::uint64_t dirty = State::dirty_bytes();
-  if (dirty > config.size || config.size - dirty < 4 * least) {
-    nbdkit_error("radoscache: cache-size=%" PRIu64
-                 " less what is for writes, %" PRIu64
-                 ", is less than four blocks of %" PRIu64 " bytes",
-                 config.size, dirty, least);
-    return false;
-  }
-  return true;
+  if (dirty > config.size || config.size - dirty < 4 * block)
+    bad("cache-size=" + std::to_string(config.size) +
+            " less what is for writes, " + std::to_string(dirty) +
+            ", is less than four blocks",
+        block);
 }
 
 int config_complete(nbdkit_next_config_complete* next,
                     nbdkit_backend* nxdata) {
-  if (!consistent()) return -1;
+  if (attempt_or_fail("radoscache", [] {
+        parameters().check_needs(config);
+        if (config.mode != Mode::none) check_sizes();
+      }) == -1)
+    return -1;
   // To say early that it cannot be made.
-  if (guard_or_fail("cache-file", [] {
+  if (attempt_or_fail("radoscache: cache-file", [] {
         if (!config.file.empty()) (void)open_cache_store(config.file);
-        return 0;
       }) == -1)
     return -1;
   return next(nxdata);
@@ -436,21 +411,19 @@ int get_ready(int final_thread_model) {
 }
 
 int after_fork(nbdkit_backend* /*backend*/) {
-  return guard_or_fail("start", [] {
+  return attempt_or_fail("radoscache: start", [] {
     state = std::make_unique<State>();
     // Where requests must not be concurrent, clients write what is due.
     if (config.mode == Mode::writeback &&
         thread_model == NBDKIT_THREAD_MODEL_PARALLEL)
       state->writers.emplace(state->exports, state->dirty);
     state->on_signal.emplace([] {
-      (void)guard("statistics", [] {
+      (void)attempt_or_fail("radoscache: statistics", [] {
         const std::string line = "radoscache: " + statistics_text() + "\n";
         std::fputs(line.c_str(), stderr);
         std::fflush(stderr);
-        return 0;
       });
     });
-    return 0;
   });
 }
 
@@ -485,15 +458,14 @@ void* open_export(nbdkit_next_open* next, nbdkit_context* context,
   if (next(context, immutable() ? 1 : readonly, name) == -1) return nullptr;
   std::shared_ptr<const Promise> promise = take_promise();
   Connection* made = nullptr;
-  if (guard("open", [&] {
+  if (attempt_or_fail("radoscache: open", [&] {
         auto connection = std::make_unique<Connection>(name);
         connection->promise = std::move(promise);
         const std::scoped_lock lock(state->mutex);
         Connection* key = connection.get();
         state->connections.emplace(key, std::move(connection));
         made = key;
-        return 0;
-      }) != 0)
+      }) == -1)
     return nullptr;
   return made;
 }
@@ -569,7 +541,7 @@ int prepare(nbdkit_next* next, void* handle, int /*readonly*/) {
                  block, minimum, maximum);
     return -1;
   }
-  return guard_or_fail("prepare", [&] {
+  return attempt_or_fail("radoscache: prepare", [&] {
     Connection& c = connection_of(handle);
     c.entry = state->exports.use(
         c.name,
@@ -585,7 +557,6 @@ int prepare(nbdkit_next* next, void* handle, int /*readonly*/) {
       c.losses_told = c.entry->writes()->losses();
       c.entry->add(*c.channel);
     }
-    return 0;
   });
 }
 
@@ -594,8 +565,9 @@ int prepare(nbdkit_next* next, void* handle, int /*readonly*/) {
 int finalize(nbdkit_next* /*next*/, void* handle) {
   Connection& c = connection_of(handle);
   if (!c.channel) return 0;
-  const int r = guard(
-      "flush", [&] { return c.entry->writes()->flush(c.channel->write); });
+  const int r = attempt("radoscache: flush", [&] {
+    return c.entry->writes()->flush(c.channel->write);
+  });
   if (r != 0)
     nbdkit_error("radoscache: export \"%s\": what clients have written cannot "
                  "be written below: %s",
@@ -650,7 +622,7 @@ int read_clean(nbdkit_next* next, void* handle, char* to, std::uint32_t count,
 
 int pread(nbdkit_next* next, void* handle, void* buffer, std::uint32_t count,
           std::uint64_t offset, std::uint32_t flags, int* err) {
-  return request("pread", handle, err, [&](const Connection& c) {
+  return request("radoscache: pread", handle, err, [&](const Connection& c) {
     if (!c.entry)
       return ask([&](int* e) {
         return next->pread(next, buffer, count, offset, flags, e);
@@ -742,7 +714,7 @@ std::uint32_t keep(Connection& c, const char* data, std::uint32_t count,
 int pwrite(nbdkit_next* next, void* handle, const void* buffer,
            std::uint32_t count, std::uint64_t offset, std::uint32_t flags,
            int* err) {
-  return request("pwrite", handle, err, [&](Connection& c) {
+  return request("radoscache: pwrite", handle, err, [&](Connection& c) {
     const char* data = static_cast<const char*>(buffer);
     std::uint32_t kept = 0;
     if (c.channel && (flags & NBDKIT_FLAG_FUA) == 0) {
@@ -759,7 +731,7 @@ int pwrite(nbdkit_next* next, void* handle, const void* buffer,
 
 int zero(nbdkit_next* next, void* handle, std::uint32_t count,
          std::uint64_t offset, std::uint32_t flags, int* err) {
-  return request("zero", handle, err, [&](const Connection& c) {
+  return request("radoscache: zero", handle, err, [&](const Connection& c) {
     return change(next, c, count, offset, flags, Content::zeroes, nullptr,
                   [&](std::uint32_t f, int* e) {
                     return next->zero(next, count, offset, f, e);
@@ -770,7 +742,7 @@ int zero(nbdkit_next* next, void* handle, std::uint32_t count,
 // What is trimmed reads as anything.
 int trim(nbdkit_next* next, void* handle, std::uint32_t count,
          std::uint64_t offset, std::uint32_t flags, int* err) {
-  return request("trim", handle, err, [&](const Connection& c) {
+  return request("radoscache: trim", handle, err, [&](const Connection& c) {
     return change(next, c, count, offset, flags, Content::unknown, nullptr,
                   [&](std::uint32_t f, int* e) {
                     return next->trim(next, count, offset, f, e);
@@ -779,7 +751,7 @@ int trim(nbdkit_next* next, void* handle, std::uint32_t count,
 }
 
 int flush(nbdkit_next* next, void* handle, std::uint32_t flags, int* err) {
-  return request("flush", handle, err, [&](Connection& c) {
+  return request("radoscache: flush", handle, err, [&](Connection& c) {
     if (c.channel) {
       WriteBack& writes = *c.entry->writes();
       if (state->writers) state->writers->notify();
@@ -797,7 +769,7 @@ int flush(nbdkit_next* next, void* handle, std::uint32_t flags, int* err) {
 int extents(nbdkit_next* next, void* handle, std::uint32_t count,
             std::uint64_t offset, std::uint32_t flags,
             struct nbdkit_extents* list, int* err) {
-  return request("extents", handle, err, [&](const Connection& c) {
+  return request("radoscache: extents", handle, err, [&](const Connection& c) {
     if (!c.entry) return block_status(next, count, offset, flags, list);
     const std::uint64_t begin = sector_begin(offset);
     const std::uint64_t end =
@@ -823,7 +795,7 @@ int extents(nbdkit_next* next, void* handle, std::uint32_t count,
 
 int cache(nbdkit_next* next, void* handle, std::uint32_t count,
           std::uint64_t offset, std::uint32_t flags, int* err) {
-  const int r = request("cache", handle, err, [&](const Connection& c) {
+  const auto body = [&](const Connection& c) {
     if (!c.entry)
       return ask([&](int* e) {
         return next->cache(next, count, offset, flags, e);
@@ -833,10 +805,19 @@ int cache(nbdkit_next* next, void* handle, std::uint32_t count,
                       static_cast<std::uint32_t>(
                           std::min<std::uint64_t>(count, State::room())),
                       offset);
-  });
+  };
+  const int r = request("radoscache: cache", handle, err, body);
   // It is only advice.  nbdkit looks at *err where a callback fails (1.32.5:
   // server/backend.c, backend_cache), so who gives none is told of no failure.
   return err != nullptr ? r : 0;
+}
+
+/// For nbdkit --dump-plugin.
+void dump_plugin() {
+  std::printf("radoscache_version=%s\n", PACKAGE_VERSION);
+  std::printf("radoscache_nbdkit_version=%s\n", NBDKIT_VERSION_STRING);
+  std::printf("radoscache_zlib_version=%s\n", zlibVersion());
+  std::printf("radoscache_modes=%s\n", words(modes, ",", ",").c_str());
 }
 
 struct nbdkit_filter make_filter() {
@@ -848,7 +829,8 @@ struct nbdkit_filter make_filter() {
   f.unload = unload;
   f.config = set_config;
   f.config_complete = config_complete;
-  f.config_help = config_help;
+  f.config_help = parameters().help();
+  set_dump_plugin(f, dump_plugin);
   f.get_ready = get_ready;
   f.after_fork = after_fork;
   f.cleanup = cleanup;

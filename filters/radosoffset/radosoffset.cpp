@@ -16,16 +16,17 @@
 #include <cerrno>
 #include <cinttypes>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
-#include <exception>
 #include <limits>
-#include <new>
 #include <optional>
 #include <string_view>
 #include <vector>
 
 #include "nbdkit/block_status.hpp"
+#include "nbdkit/guard.hpp"
 #include "nbdkit/parameters.hpp"
+#include "nbdkit/server.hpp"
 
 #ifdef HAVE_CONFIG_H
 #include "config.h"
@@ -63,17 +64,13 @@ int set_config(nbdkit_next_config* next, nbdkit_backend* nxdata,
   const bool is_offset = std::strcmp(key, "offset") == 0;
   if (!is_offset && std::strcmp(key, "range") != 0)
     return next(nxdata, key, value);
-  try {
+  return nbdrados::attempt_or_fail("radosoffset", [&] {
     const auto n = static_cast<std::int64_t>(nbdrados::parse_size(key, value));
     if (is_offset)
       start = n;
     else
       length = n;
-    return 0;
-  } catch (const std::exception& e) {
-    nbdkit_error("radosoffset: %s", e.what());
-    return -1;
-  }
+  });
 }
 
 int config_complete(nbdkit_next_config_complete* next,
@@ -187,19 +184,22 @@ int extents(nbdkit_next* next, void* handle, std::uint32_t count,
             struct nbdkit_extents* list, int* err) {
   const std::int64_t size = get_size(next, handle);
   if (size == -1) return fail(err, EIO);
-  int r;
-  try {
+  const int r = nbdrados::attempt("radosoffset: extents", [&] {
     std::vector<nbdrados::StatusExtent> answer;
-    r = nbdrados::sector_status_below(
+    const int error = nbdrados::sector_status_below(
         next, below(0), static_cast<std::uint64_t>(size), count, offset, flags,
         answer);
-    if (r == 0)
-      r = nbdrados::give_block_status(answer, count, offset, flags, list);
-  } catch (const std::bad_alloc&) {
-    nbdkit_error("radosoffset: extents: out of memory");
-    r = ENOMEM;
-  }
+    return error != 0 ? error
+                      : nbdrados::give_block_status(answer, count, offset,
+                                                    flags, list);
+  });
   return r == 0 ? 0 : fail(err, r);
+}
+
+/// For nbdkit --dump-plugin.
+void dump_plugin() {
+  std::printf("radosoffset_version=%s\n", PACKAGE_VERSION);
+  std::printf("radosoffset_nbdkit_version=%s\n", NBDKIT_VERSION_STRING);
 }
 
 struct nbdkit_filter make_filter() {
@@ -211,6 +211,7 @@ struct nbdkit_filter make_filter() {
   f.config = set_config;
   f.config_complete = config_complete;
   f.config_help = config_help;
+  nbdrados::set_dump_plugin(f, dump_plugin);
   f.prepare = prepare;
   f.get_size = get_size;
   f.pread = pread;

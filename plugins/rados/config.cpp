@@ -11,66 +11,71 @@
 #include <cerrno>
 #include <chrono>
 #include <cstdlib>
+#include <fstream>
 #include <memory>
+#include <sstream>
 
 #include "nbdkit/parameters.hpp"
+#include "peer.hpp"
 #include "rados/error.hpp"
 #include "rbd/features.hpp"
 
 namespace nbdrados {
 
-const char* const config_help =
-    "[target=]<POOL>[/[<NAMESPACE>/]<IMAGE>[@<SNAP>]]\n"
-    "                           The pool, and the image in it.\n"
-    "pool=<POOL>                The pool (required, unless in the target).\n"
-    "namespace=<NAMESPACE>      The RBD namespace in the pool.\n"
-    "image=<IMAGE>[@<SNAP>]     The image. Without it the export name chooses.\n"
-    "image-name=<NAME>          The image, by its exact name.\n"
-    "snapshot=<SNAP>            A snapshot of the image.\n"
-    "since=<SNAP>               Only what has changed since that snapshot.\n"
-    "format=auto|1|2|striper    Format of the image (default auto).\n"
-    "list=all|images|none       What the list of exports tells (default all).\n"
-    "conf=<FILE>                ceph.conf (default: Ceph's own search).\n"
-    "id=<ID>                    The user client.<ID> (default admin).\n"
-    "name=<TYPE>.<ID>           The user, in full.\n"
-    "cluster=<NAME>             The cluster's name (default ceph).\n"
-    "keyring=<FILE>             The user's keyring.\n"
-    "keyfile=<FILE>             A file with only the user's key.\n"
-    "mon-host=<ADDRESSES>       The monitors.\n"
-    "ceph.<OPTION>=<VALUE>      Any Ceph option.\n"
-    "connect-timeout=<TIME>     Bound on connecting and opening (default 30s).\n"
-    "clients=<N>                Ceph clients that share the images (default 4).\n"
-    "create=true                Create the image first.\n"
-    "size=<SIZE>                Size of the new image.\n"
-    "object-size=<SIZE>         Object size of the new image (default 4M).\n"
-    "stripe-unit=<SIZE>         Stripe unit of the new image.\n"
-    "stripe-count=<N>           Stripe count of the new image (default 1).\n"
-    "features=<NAME>[,<NAME>]   Features of the new image (default: Ceph's).\n"
-    "data-pool=<POOL>           The pool for the data of the new image.\n"
-    "lock=exclusive|auto|none   The exclusive lock (default exclusive).\n"
-    "break-lock=true            Wait for a dead owner's lock.\n"
-    "lock-wait=<TIME>           With lock=auto: how long others may maintain the\n"
-    "                           image before writes go on (default 10s).\n"
-    "extents=exact|object|off   How exact block status is (default exact).\n"
-    "discard-granularity=<SIZE> Trims are rounded inwards to it (default 64K).\n"
-    "full=error|wait            When cluster or pool are full (default error).";
-
 namespace {
 
 using namespace std::chrono_literals;
 
+using Need = Parameter<Config>::Need;
+using Table = std::vector<Parameter<Config>>;
+using Text = const std::string&;
+
 [[noreturn]] void bad(const std::string& text) { throw Error(EINVAL, text); }
 
-bool parse_bool(const std::string& key, const std::string& value) {
-  for (const char* yes : {"1", "true", "t", "yes", "y", "on"})
-    if (::strcasecmp(value.c_str(), yes) == 0) return true;
-  for (const char* no : {"0", "false", "f", "no", "n", "off"})
-    if (::strcasecmp(value.c_str(), no) == 0) return false;
+constexpr Choice<bool> booleans[] = {
+    {"1", true},  {"true", true},   {"t", true},  {"yes", true},
+    {"y", true},  {"on", true},     {"0", false}, {"false", false},
+    {"f", false}, {"no", false},    {"n", false}, {"off", false}};
+
+constexpr Choice<FormatChoice> formats[] = {
+    {"auto", FormatChoice::automatic},
+    {"1", FormatChoice::format1},
+    {"2", FormatChoice::format2},
+    {"striper", FormatChoice::striper}};
+
+constexpr Choice<ListMode> list_modes[] = {{"all", ListMode::all},
+                                           {"images", ListMode::images},
+                                           {"none", ListMode::none}};
+
+constexpr Choice<LockMode> lock_modes[] = {{"exclusive", LockMode::exclusive},
+                                           {"auto", LockMode::automatic},
+                                           {"none", LockMode::none}};
+
+constexpr Choice<ExtentsMode> extents_modes[] = {
+    {"exact", ExtentsMode::exact},
+    {"object", ExtentsMode::object},
+    {"off", ExtentsMode::off}};
+
+/// Whether writes wait.
+constexpr Choice<bool> when_full[] = {{"error", false}, {"wait", true}};
+
+template <class T, std::size_t n>
+T choose(Text key, Text value, const Choice<T> (&choices)[n]) {
+  if (const auto found = find_choice(value, choices)) return *found;
+  bad(key + "=" + value +
+      (n == 2 ? " is neither " + words(choices, "", " nor ")
+              : " is not one of " + words(choices, ", ", ", ")));
+}
+
+/// nbdkit has as many words.
+bool parse_bool(Text key, Text value) {
+  for (const auto& [word, meaning] : booleans)
+    if (::strcasecmp(value.c_str(), word.data()) == 0) return meaning;
   bad(key + "=" + value + " is neither true nor false");
 }
 
 /// nbdkit may change its directory later.
-std::string absolute(const std::string& key, const std::string& path) {
+std::string absolute(Text key, Text path) {
   const std::unique_ptr<char, void (*)(void*)> p(
       nbdkit_absolute_path(path.c_str()), std::free);
   if (!p) bad(key + "=" + path + " is not a path");
@@ -78,129 +83,226 @@ std::string absolute(const std::string& key, const std::string& path) {
   return p.get();
 }
 
-}  // namespace
-
-void Config::set_target(const std::string& value) {
+void set_target(Config& c, Text, Text value) {
+  if (c.given.contains("pool"))
+    bad("'" + value + "': a pool is given already");
   const auto slash = value.find('/');
-  pool = value.substr(0, slash);
-  if (pool.empty()) bad("'" + value + "': the pool name is empty");
+  c.pool = value.substr(0, slash);
+  if (c.pool.empty()) bad("'" + value + "': the pool name is empty");
   if (slash == std::string::npos) return;
-  if (image) bad("'" + value + "': an image is given already");
-  image = value.substr(slash + 1);
-  if (image->empty()) bad("'" + value + "': the image name is empty");
+  if (c.image) bad("'" + value + "': an image is given already");
+  c.image = value.substr(slash + 1);
+  if (c.image->empty()) bad("'" + value + "': the image name is empty");
 }
 
-void Config::set(const std::string& key, const std::string& value) {
-  constexpr std::string_view ceph = "ceph.";
-  if (key.starts_with(ceph) && key.size() > ceph.size()) {
-    const std::string option = key.substr(ceph.size());
-    if (option == "key")
-      bad("ceph.key= would show the secret to every user of this machine; "
-          "use keyfile= or keyring=");
-    cluster.options.emplace_back(option, value);
-    return;
-  }
-  if (!seen_.insert(key).second) bad(key + "= is given twice");
+void set_pool(Config& c, Text, Text value) {
+  if (c.given.contains("target"))
+    bad("pool=" + value + ": a pool is given already, in the target");
+  c.pool = value;
+}
 
-  if (key == "target") {
-    if (seen_.contains("pool"))
-      bad("'" + value + "': a pool is given already");
-    set_target(value);
-  } else if (key == "pool") {
-    if (seen_.contains("target"))
-      bad("pool=" + value + ": a pool is given already, in the target");
-    pool = value;
-  } else if (key == "namespace") {
-    name_space = value;
-  } else if (key == "image" || key == "image-name") {
-    if (image) bad(key + "=" + value + ": an image is given already");
-    image = value;
-  } else if (key == "snapshot") {
-    snapshot = value;
-    if (snapshot.empty()) bad("snapshot= must not be empty");
-  } else if (key == "since") {
-    since = value;
-    if (since.empty()) bad("since= must not be empty");
-  } else if (key == "format") {
-    const auto f = parse_format(value);
-    if (!f) bad("format=" + value + " is not one of auto, 1, 2, striper");
-    format = *f;
-  } else if (key == "list") {
-    if (value == "all")
-      list = ListMode::all;
-    else if (value == "images")
-      list = ListMode::images;
-    else if (value == "none")
-      list = ListMode::none;
-    else
-      bad("list=" + value + " is not one of all, images, none");
-  } else if (key == "conf") {
-    cluster.conf = absolute(key, value);
-  } else if (key == "id") {
-    cluster.entity = "client." + value;
-  } else if (key == "name") {
-    cluster.entity = value;
-  } else if (key == "cluster") {
-    cluster.cluster_name = value;
-  } else if (key == "keyring") {
-    cluster.keyring = absolute(key, value);
-  } else if (key == "keyfile") {
-    cluster.keyfile = absolute(key, value);
-  } else if (key == "mon-host") {
-    cluster.mon_host = value;
-  } else if (key == "connect-timeout") {
-    cluster.connect_timeout = parse_time(key, value, 1ms, 24h);
-  } else if (key == "clients") {
-    clients = parse_number(key, value, 1, 1000);
-  } else if (key == "create") {
-    create = parse_bool(key, value);
-  } else if (key == "size") {
-    create_options.size = parse_size(key, value, 1);
-  } else if (key == "object-size") {
-    create_options.object_size = parse_size(key, value, 1);
-  } else if (key == "stripe-unit") {
-    create_options.stripe_unit = parse_size(key, value, 1);
-  } else if (key == "stripe-count") {
-    create_options.stripe_count = parse_number(key, value, 1, 0xffffffff);
-  } else if (key == "features") {
-    try {
-      create_options.features = parse_features(value);
-    } catch (const Error& e) {
-      bad("features=" + value + ": " + e.what());
-    }
-  } else if (key == "data-pool") {
-    create_options.data_pool = value;
-  } else if (key == "lock") {
-    if (value == "exclusive")
-      lock = LockMode::exclusive;
-    else if (value == "auto")
-      lock = LockMode::automatic;
-    else if (value == "none")
-      lock = LockMode::none;
-    else
-      bad("lock=" + value + " is not one of exclusive, auto, none");
-  } else if (key == "break-lock") {
-    break_lock = parse_bool(key, value);
-  } else if (key == "lock-wait") {
-    lock_wait = parse_time(key, value, 0ms, 24h);
-  } else if (key == "extents") {
-    if (value == "exact")
-      extents = ExtentsMode::exact;
-    else if (value == "object")
-      extents = ExtentsMode::object;
-    else if (value == "off")
-      extents = ExtentsMode::off;
-    else
-      bad("extents=" + value + " is not one of exact, object, off");
-  } else if (key == "discard-granularity") {
-    discard_granularity = parse_size(key, value, 1);
-  } else if (key == "full") {
-    if (value != "error" && value != "wait")
-      bad("full=" + value + " is neither error nor wait");
-    cluster.wait_when_full = value == "wait";
-  } else {
-    bad("unknown parameter '" + key + "'; `nbdkit rados --help` lists them");
+void set_image(Config& c, Text key, Text value) {
+  if (c.image) bad(key + "=" + value + ": an image is given already");
+  c.image = value;
+}
+
+void set_snapshot(Config& c, Text, Text value) {
+  if (value.empty()) bad("snapshot= must not be empty");
+  c.snapshot = value;
+}
+
+void set_since(Config& c, Text, Text value) {
+  if (value.empty()) bad("since= must not be empty");
+  c.since = value;
+}
+
+void set_ceph_option(Config& c, Text key, Text value) {
+  const std::string option = key.substr(key.find('.') + 1);
+  if (option == "key")
+    bad("ceph.key= would show the secret to every user of this machine; "
+        "use keyfile= or keyring=");
+  c.cluster.options.emplace_back(option, value);
+}
+
+void set_features(Config& c, Text, Text value) {
+  try {
+    c.create_options.features = parse_features(value);
+  } catch (const Error& e) {
+    bad("features=" + value + ": " + e.what());
   }
+}
+
+/// Read once: what a client may do does not change while it is connected.
+void set_allow(Config& c, Text key, Text value) {
+  const std::string source = key + "=" + value;
+  std::ifstream file(absolute(key, value), std::ios::binary);
+  std::ostringstream text;
+  text << file.rdbuf();
+  if (!file || !text) fail(EIO, source + " cannot be read");
+  c.allow.emplace(text.str(), source);
+  check_peer_functions(*c.allow, source);
+}
+
+constexpr Need an_image = {
+    [](const Config& c) { return c.image.has_value(); }, "needs image="};
+constexpr Need a_whole_pool = {
+    [](const Config& c) { return !c.image; },
+    "is for a whole pool, and an image is given"};
+constexpr Need creation = {[](const Config& c) { return c.create; },
+                           "needs create=true"};
+constexpr Need something_to_size = {
+    [](const Config& c) {
+      return c.create || (c.image && c.format == FormatChoice::striper);
+    },
+    "needs create=true, or an image of format=striper to grow"};
+
+/// Which image.
+Table image_parameters() {
+  return {
+      {"[target=]<POOL>[/[<NAMESPACE>/]<IMAGE>[@<SNAP>]]",
+       "The pool, and the image in it.", set_target},
+      {"pool=<POOL>", "The pool (required, unless in the target).", set_pool},
+      {"namespace=<NAMESPACE>", "The RBD namespace in the pool.",
+       [](Config& c, Text, Text v) { c.name_space = v; }},
+      {"image=<IMAGE>[@<SNAP>]",
+       "The image. Without it the export name chooses.", set_image},
+      {"image-name=<NAME>", "The image, by its exact name.", set_image},
+      {"snapshot=<SNAP>", "A snapshot of the image.", set_snapshot, &an_image},
+      {"since=<SNAP>", "Only what has changed since that snapshot.", set_since,
+       &an_image},
+      {"format=" + words(formats), "Format of the image (default auto).",
+       [](Config& c, Text k, Text v) { c.format = choose(k, v, formats); }},
+      {"list=" + words(list_modes),
+       "What the list of exports tells (default all).",
+       [](Config& c, Text k, Text v) { c.list = choose(k, v, list_modes); },
+       &a_whole_pool},
+  };
+}
+
+/// Who may have it.
+Table client_parameters() {
+  return {
+      {"allow=<FILE>", "Rules: which client may open which exports.",
+       set_allow},
+  };
+}
+
+/// How to reach the cluster.
+Table cluster_parameters() {
+  return {
+      {"conf=<FILE>", "ceph.conf (default: Ceph's own search).",
+       [](Config& c, Text k, Text v) { c.cluster.conf = absolute(k, v); }},
+      {"id=<ID>", "The user client.<ID> (default admin).",
+       [](Config& c, Text, Text v) { c.cluster.entity = "client." + v; }},
+      {"name=<TYPE>.<ID>", "The user, in full.",
+       [](Config& c, Text, Text v) { c.cluster.entity = v; }},
+      {"cluster=<NAME>", "The cluster's name (default ceph).",
+       [](Config& c, Text, Text v) { c.cluster.cluster_name = v; }},
+      {"keyring=<FILE>", "The user's keyring.",
+       [](Config& c, Text k, Text v) { c.cluster.keyring = absolute(k, v); }},
+      {"keyfile=<FILE>", "A file with only the user's key.",
+       [](Config& c, Text k, Text v) { c.cluster.keyfile = absolute(k, v); }},
+      {"mon-host=<ADDRESSES>", "The monitors.",
+       [](Config& c, Text, Text v) { c.cluster.mon_host = v; }},
+      {"ceph.<OPTION>=<VALUE>", "Any Ceph option.", set_ceph_option},
+      {"connect-timeout=<TIME>",
+       "Bound on connecting and opening (default 30s).",
+       [](Config& c, Text k, Text v) {
+         c.cluster.connect_timeout = parse_time(k, v, 1ms, 24h);
+       }},
+      {"clients=<N>", "Ceph clients that share the images (default 4).",
+       [](Config& c, Text k, Text v) {
+         c.clients = parse_number(k, v, 1, 1000);
+       }},
+  };
+}
+
+/// How to create an image.
+Table creation_parameters() {
+  return {
+      {"create=true", "Create the image first.",
+       [](Config& c, Text k, Text v) { c.create = parse_bool(k, v); }},
+      {"size=<SIZE>", "Size of the new image.",
+       [](Config& c, Text k, Text v) {
+         c.create_options.size = parse_size(k, v, 1);
+       },
+       &something_to_size},
+      {"object-size=<SIZE>", "Object size of the new image (default 4M).",
+       [](Config& c, Text k, Text v) {
+         c.create_options.object_size = parse_size(k, v, 1);
+       },
+       &creation},
+      {"stripe-unit=<SIZE>", "Stripe unit of the new image.",
+       [](Config& c, Text k, Text v) {
+         c.create_options.stripe_unit = parse_size(k, v, 1);
+       },
+       &creation},
+      {"stripe-count=<N>", "Stripe count of the new image (default 1).",
+       [](Config& c, Text k, Text v) {
+         c.create_options.stripe_count = parse_number(k, v, 1, 0xffffffff);
+       },
+       &creation},
+      {"features=<NAME>[,<NAME>]",
+       "Features of the new image (default: Ceph's).", set_features, &creation},
+      {"data-pool=<POOL>", "The pool for the data of the new image.",
+       [](Config& c, Text, Text v) { c.create_options.data_pool = v; },
+       &creation},
+  };
+}
+
+/// How to serve it.
+Table serving_parameters() {
+  return {
+      {"lock=" + words(lock_modes),
+       "The exclusive lock (default exclusive).",
+       [](Config& c, Text k, Text v) { c.lock = choose(k, v, lock_modes); }},
+      {"break-lock=true", "Wait for a dead owner's lock.",
+       [](Config& c, Text k, Text v) { c.break_lock = parse_bool(k, v); }},
+      {"lock-wait=<TIME>",
+       "With lock=auto: how long others may maintain the\n"
+       "image before writes go on (default 10s).",
+       [](Config& c, Text k, Text v) {
+         c.lock_wait = parse_time(k, v, 0ms, 24h);
+       }},
+      {"extents=" + words(extents_modes),
+       "How exact block status is (default exact).",
+       [](Config& c, Text k, Text v) {
+         c.extents = choose(k, v, extents_modes);
+       }},
+      {"discard-granularity=<SIZE>",
+       "Trims are rounded inwards to it (default 64K).",
+       [](Config& c, Text k, Text v) {
+         c.discard_granularity = parse_size(k, v, 1);
+       }},
+      {"full=" + words(when_full),
+       "When cluster or pool are full (default error).",
+       [](Config& c, Text k, Text v) {
+         c.cluster.wait_when_full = choose(k, v, when_full);
+       }},
+  };
+}
+
+const Parameters<Config>& parameters() {
+  static const Parameters<Config> all([] {
+    Table p;
+    for (const Table& part :
+         {image_parameters(), client_parameters(), cluster_parameters(),
+          creation_parameters(), serving_parameters()})
+      p.insert(p.end(), part.begin(), part.end());
+    return p;
+  }());
+  return all;
+}
+
+}  // namespace
+
+const char* Config::help() { return parameters().help(); }
+
+void Config::set(const std::string& key, const std::string& value) {
+  if (given.contains(key) && !key.starts_with("ceph."))
+    bad(key + "= is given twice");
+  if (!parameters().set(*this, key, value))
+    bad("unknown parameter '" + key + "'; `nbdkit rados --help` lists them");
 }
 
 void Config::split_image() {
@@ -226,40 +328,27 @@ void Config::split_image() {
 void Config::complete() {
   if (pool.empty())
     bad("pool= is missing (or POOL/IMAGE as the first argument)");
-  if (seen_.contains("id") && seen_.contains("name"))
+  if (given.contains("id") && given.contains("name"))
     bad("id= and name= are given both");
   if (cluster.entity.find('.') == std::string::npos ||
       cluster.entity.ends_with('.'))
     bad("'" + cluster.entity + "' is not a user name of the form TYPE.ID");
+  parameters().check_needs(*this);
 
   create_options.format = format;
   if (image) {
     if (image->empty()) bad("the image name is empty");
-    if (!seen_.contains("image-name")) split_image();
+    if (!given.contains("image-name")) split_image();
     if (!since.empty() && format == FormatChoice::striper)
       bad("since=" + since + ": striped objects have no snapshots");
     if (!since.empty() && create)
       bad("since=" + since + ": a new image has no snapshots");
-    if (seen_.contains("list"))
-      bad("list= is for a whole pool, and an image is given");
-  } else if (!snapshot.empty()) {
-    bad("snapshot= needs image=");
-  } else if (!since.empty()) {
-    bad("since= needs image=");
   }
-
   if (create) {
     if (!image) bad("create=true needs image=");
-    if (!seen_.contains("size")) bad("create=true needs size=");
+    if (!given.contains("size")) bad("create=true needs size=");
     check_create(spec(), create_options);
-    return;
   }
-  for (const char* key : {"object-size", "stripe-unit", "stripe-count",
-                          "features", "data-pool"})
-    if (seen_.contains(key))
-      bad(std::string(key) + "= needs create=true");
-  if (seen_.contains("size") && (format != FormatChoice::striper || !image))
-    bad("size= needs create=true, or an image of format=striper to grow");
 }
 
 ImageSpec Config::spec() const {
@@ -282,6 +371,14 @@ ImageSpec Config::export_spec(std::string_view export_name) const {
     wanted.name_space = *name_space;
   }
   return wanted;
+}
+
+std::string Config::listed_name(const ImageSpec& spec) const {
+  // Of these the whole name is taken as it is (parse_image_name).
+  if (format == FormatChoice::striper) return spec.image;
+  ImageSpec listed = spec;
+  if (name_space) listed.name_space.clear();
+  return listed.name();
 }
 
 }  // namespace nbdrados

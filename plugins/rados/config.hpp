@@ -13,6 +13,7 @@
 #include <string>
 #include <string_view>
 
+#include "allow.hpp"
 #include "formats/catalog.hpp"
 #include "image/ownership/lock_mode.hpp"
 #include "image/status/extents_mode.hpp"
@@ -27,12 +28,16 @@ enum class ListMode : std::uint8_t { all, images, none };
 /// afterwards.
 class Config {
  public:
+  /// All keys, for nbdkit --help.
+  [[nodiscard]] static const char* help();
+
   /// One key=value.  Throws Error(EINVAL) that names the key.
   void set(const std::string& key, const std::string& value);
 
   /// Checks what can be checked without a cluster.  Throws Error.
   void complete();
 
+  std::set<std::string> given;  // the keys
   ClusterConfig cluster;
   std::size_t clients = 4;  // see ClientPool
   std::string pool;
@@ -50,6 +55,7 @@ class Config {
   std::chrono::milliseconds lock_wait = default_lock_wait;
   ExtentsMode extents = ExtentsMode::exact;
   std::uint64_t discard_granularity = 0;  // bytes; 0: the default
+  std::optional<AccessList> allow;        // without it everybody may all
 
   /// The configured image; only where `image` is set.
   [[nodiscard]] ImageSpec spec() const;
@@ -58,16 +64,14 @@ class Config {
   /// the configured pool or namespace, or makes no sense.
   [[nodiscard]] ImageSpec export_spec(std::string_view export_name) const;
 
+  /// The one name of an image for the rules of `allow`: as in the list of
+  /// exports, or as it would be there if the image were not configured.
+  [[nodiscard]] std::string listed_name(const ImageSpec& spec) const;
+
  private:
-  void set_target(const std::string& value);
   /// Takes apart what image= says.
   void split_image();
-
-  std::set<std::string> seen_;
 };
-
-/// For nbdkit --help; one paragraph a key.
-extern const char* const config_help;
 
 }  // namespace nbdrados
 

@@ -7,10 +7,10 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cstdlib>
 #include <utility>
 
 #include "formats/listing.hpp"
+#include "nbdkit/parameters.hpp"
 #include "rados/error.hpp"
 
 namespace nbdrados {
@@ -21,14 +21,16 @@ namespace {
 /// They wait for OSDs, so there may be more of them than processors.
 constexpr std::size_t mapping_threads = 32;
 
+/// With more nbdkit gives the client an error and no list (server/exports.c,
+/// MAX_EXPORTS).
+constexpr std::size_t most_exports = 10000;
+
 /// For a list that the client of the calling thread waits for.
 ListOptions list_options(const Config& config) {
   ListOptions options;
   options.format = config.format;
-  // Both are nbdkit's limits (server/exports.c, MAX_EXPORTS; NBD_MAX_STRING).
-  // With more it gives the client an error and no list.
-  options.most = 10000;
-  options.longest = 4096;
+  options.most = most_exports;
+  options.longest = 4096;  // as most_exports: NBD_MAX_STRING
   // Fails where the server stops or the client has gone, and says so in the
   // log (nbdkit: server/public.c).
   options.stop = [] { return nbdkit_nanosleep(0, 0) == -1; };
@@ -41,9 +43,9 @@ ListOptions list_options(const Config& config) {
 /// Only the OSDs know what they refuse; what this client's configuration says
 /// is a hint.
 void warn_of_large_objects(Cluster& cluster, Image& image) {
-  const std::uint64_t limit = std::strtoull(
-      cluster.ceph_option("osd_max_object_size").value_or("").c_str(),
-      nullptr, 10);
+  const std::uint64_t limit =
+      parse_digits(cluster.ceph_option("osd_max_object_size").value_or(""))
+          .value_or(0);
   const std::uint64_t largest =
       std::min(image.traits().layout.object_size(), image.size());
   if (limit != 0 && largest > limit)
@@ -94,11 +96,10 @@ Gateway::Use::~Use() {
 std::shared_ptr<Image> Gateway::make_image(const Slot& slot,
                                            const ImageSpec& spec,
                                            bool writable) {
-  const ImageIdentity& identity = slot.key;
+  const ImageIdentity& identity = slot.key.identity;
   const std::shared_ptr<Cluster>& cluster = slot.client->cluster;
   OpenOptions how;
-  how.writable =
-      writable && identity.snap == snap_head && !identity.since.has_value();
+  how.writable = writable;
   how.grow_to = config_.create ? 0 : config_.create_options.size;
   auto format = open_format(cluster, identity, spec, how);
   ImageOptions options;
@@ -124,12 +125,11 @@ std::shared_ptr<Image> Gateway::make_image(const Slot& slot,
 
 /// A key that may only read still gets something to read.
 std::shared_ptr<Image> Gateway::make_readable_image(const Slot& slot,
-                                                    const ImageSpec& spec,
-                                                    bool writable) {
+                                                    const ImageSpec& spec) {
   try {
-    return make_image(slot, spec, writable);
+    return make_image(slot, spec, slot.key.writable);
   } catch (const Error& e) {
-    if (!writable || (e.code() != EPERM && e.code() != EACCES)) throw;
+    if (!slot.key.writable || (e.code() != EPERM && e.code() != EACCES)) throw;
     auto image = make_image(slot, spec, false);
     nbdkit_error("%s is served read-only: %s", spec.text().c_str(),
                  without_name(spec.text(), e.what()).c_str());
@@ -139,7 +139,7 @@ std::shared_ptr<Image> Gateway::make_readable_image(const Slot& slot,
 
 std::shared_ptr<Difference> Gateway::make_difference(
     const Slot& slot, const ImageSpec& spec, std::shared_ptr<Image> image) {
-  ImageIdentity old = slot.key;
+  ImageIdentity old = slot.key.identity;
   old.snap = *old.since;
   old.since.reset();
   ImageSpec old_spec = spec;
@@ -151,8 +151,7 @@ std::shared_ptr<Difference> Gateway::make_difference(
 
 /// The image of a slot, as a new client finds it.  The slot's mutex is held.
 std::shared_ptr<Image> Gateway::open_image(Slot& slot,
-                                           const ImageSpec& spec,
-                                           bool writable) {
+                                           const ImageSpec& spec) {
   if (std::shared_ptr<Image> image = slot.image.lock()) {
     // A new client sees the present size, and is told when the image has
     // become unusable; but one that is lost only to those who have it open is
@@ -169,7 +168,7 @@ std::shared_ptr<Image> Gateway::open_image(Slot& slot,
   }
   return clients_.with_share([&](const ClientPool::Share& client) {
     slot.client = client;
-    return make_readable_image(slot, spec, writable);
+    return make_readable_image(slot, spec);
   });
 }
 
@@ -178,19 +177,21 @@ Gateway::Use* Gateway::open(const ImageSpec& spec, bool writable) {
       clients_.with_cluster([&](const std::shared_ptr<Cluster>& cluster) {
         return resolve_image(cluster, spec, config_.format);
       });
+  const SlotKey key{identity, writable && identity.snap == snap_head &&
+                                  !identity.since.has_value()};
   std::shared_ptr<Slot> slot;
   {
     const std::scoped_lock lock(mutex_);
-    std::shared_ptr<Slot>& s = slots_[identity];
+    std::shared_ptr<Slot>& s = slots_[key];
     if (!s) {
       s = std::make_shared<Slot>();
-      s->key = identity;
+      s->key = key;
     }
     slot = s;
   }
   try {
     const std::scoped_lock opening(slot->mutex);
-    std::shared_ptr<Image> image = open_image(*slot, spec, writable);
+    std::shared_ptr<Image> image = open_image(*slot, spec);
     std::shared_ptr<Difference> difference;
     if (identity.since) {
       if (slot->image.lock() == image) difference = slot->difference.lock();
@@ -231,13 +232,25 @@ void Gateway::release(std::shared_ptr<Slot> slot) noexcept {
   if (it != slots_.end() && it->second.use_count() == 1) slots_.erase(it);
 }
 
-std::vector<std::string> Gateway::list() {
+std::vector<std::string> Gateway::list(
+    const std::function<bool(const std::string&)>& shown) {
   if (config_.list == ListMode::none) return {};
   ListOptions options = list_options(config_);
   options.snapshots = config_.list == ListMode::all;
-  return clients_.with_cluster([&](const std::shared_ptr<Cluster>& cluster) {
-    return list_images(cluster, config_.pool, config_.name_space, options);
-  });
+  // What is not shown must not take the place of what is.
+  if (config_.allow) options.most = ListOptions().most;
+  auto names =
+      clients_.with_cluster([&](const std::shared_ptr<Cluster>& cluster) {
+        return list_images(cluster, config_.pool, config_.name_space, options);
+      });
+  std::erase_if(names, [&](const std::string& name) { return !shown(name); });
+  if (names.size() > most_exports) {
+    nbdkit_error("pool '%s': only the first %zu of %zu exports that a client "
+                 "may open are listed",
+                 config_.pool.c_str(), most_exports, names.size());
+    names.resize(most_exports);
+  }
+  return names;
 }
 
 std::optional<std::string> Gateway::only_image() {

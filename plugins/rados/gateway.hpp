@@ -6,6 +6,7 @@
 #define NBDRADOS_PLUGIN_GATEWAY_HPP
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -32,8 +33,9 @@ class Gateway {
   Gateway(const Gateway&) = delete;
   Gateway& operator=(const Gateway&) = delete;
 
-  /// One client's use of an image.  All clients of an image share one Image,
-  /// whatever names they know it by; it is closed with the last of them.
+  /// One client's use of an image.  All clients of an image that may write
+  /// share one Image, whatever names they know it by, and so do all that may
+  /// not; it is closed with the last of them.
   class Use {
    public:
     Use(std::shared_ptr<Slot> slot, std::shared_ptr<Image> image,
@@ -70,10 +72,11 @@ class Gateway {
   [[nodiscard]] Use* open(const ImageSpec& spec, bool writable);
   void close(Use* use);
 
-  /// Export names of images and snapshots, as `list` says.  Ends early when
-  /// the client of the calling thread has gone or the server stops.  Throws
-  /// Error.
-  [[nodiscard]] std::vector<std::string> list();
+  /// Export names of images and snapshots, as `list` says, of which `shown` is
+  /// true.  Ends early when the client of the calling thread has gone or the
+  /// server stops.  Throws Error.
+  [[nodiscard]] std::vector<std::string> list(
+      const std::function<bool(const std::string&)>& shown);
   /// The export name of the only image; none where there are several, or none,
   /// or where names are not to be told.  Throws Error.
   [[nodiscard]] std::optional<std::string> only_image();
@@ -82,11 +85,20 @@ class Gateway {
   void create();
 
  private:
+  /// Who may write and who may not do not share an image: the former may need
+  /// its lock, which the latter must not wait for, nor keep when they alone are
+  /// left.
+  struct SlotKey {
+    ImageIdentity identity;
+    bool writable = false;
+    auto operator<=>(const SlotKey&) const = default;
+  };
+
   /// The place of one image, snapshot or difference.  Its mutex is held while
   /// that is opened and closed, which is I/O under a lock: only clients of the
   /// same wait for it, and nobody opens an image that is being closed.
   struct Slot {
-    ImageIdentity key;
+    SlotKey key;
     std::mutex mutex;
     // All below guarded by mutex.
     ClientPool::Share client;  // through which it is open, or was
@@ -99,10 +111,9 @@ class Gateway {
                                                   const ImageSpec& spec,
                                                   bool writable);
   [[nodiscard]] std::shared_ptr<Image> make_readable_image(
-      const Slot& slot, const ImageSpec& spec, bool writable);
+      const Slot& slot, const ImageSpec& spec);
   [[nodiscard]] std::shared_ptr<Image> open_image(Slot& slot,
-                                                  const ImageSpec& spec,
-                                                  bool writable);
+                                                  const ImageSpec& spec);
   [[nodiscard]] std::shared_ptr<Difference> make_difference(
       const Slot& slot, const ImageSpec& spec, std::shared_ptr<Image> image);
   /// Forgets a place that nobody uses nor is about to use.
@@ -113,7 +124,7 @@ class Gateway {
   std::shared_ptr<WorkerPool> workers_;
   std::mutex mutex_;
   // Guarded by mutex_.
-  std::map<ImageIdentity, std::shared_ptr<Slot>> slots_;
+  std::map<SlotKey, std::shared_ptr<Slot>> slots_;
   std::map<Use*, std::unique_ptr<Use>> uses_;
 };
 

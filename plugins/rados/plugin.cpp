@@ -21,13 +21,14 @@
 #include <string>
 #include <utility>
 
+#include "callback.hpp"
 #include "coherence/coherence.hpp"
 #include "config.hpp"
 #include "gateway.hpp"
 #include "nbdkit/gate.hpp"
-#include "nbdkit/guard.hpp"
 #include "nbdkit/server.hpp"
 #include "nbdkit/throughput.hpp"
+#include "peer.hpp"
 #include "rados/error.hpp"
 #include "rados/quiet.hpp"
 
@@ -92,6 +93,7 @@ void dump_plugin() {
   std::printf("rados_formats_writable=1,2,striper\n");
   std::printf("rados_features=fast-zero,fua,multi-conn,extents,snapshots,"
               "since,striping,data-pool,namespaces\n");
+  std::printf("rados_allow=%s\n", known_kinds().c_str());
 }
 
 /// What can be wrong with cluster, pool and image is found out before nbdkit
@@ -145,8 +147,9 @@ const char* public_reason(int code) {
   switch (code) {
     case ENOENT: return "there is no image or snapshot of that name";
     case EBUSY: return "another client has the lock of the image";
+    // The server, or this client.
     case EPERM:
-    case EACCES: return "the server may not serve that";
+    case EACCES: return "that is not allowed";
     case ESHUTDOWN: return "the cluster has shut the server out; try again";
     case ETIMEDOUT: return "the cluster does not answer";
     case ENOMEM: return "the server is out of memory";
@@ -168,15 +171,63 @@ Result connecting(const char* operation, Result failure, Body&& body) {
   });
 }
 
+/// The exports of the calling thread's client, by their names in the list.
+/// (What it must not know costs the cluster nothing.)
+class Rights {
+ public:
+  Rights() {
+    if (config->allow) peer_ = ask_peer(*config->allow);
+  }
+  /// False: none at all.
+  [[nodiscard]] bool any() const {
+    return !config->allow || config->allow->knows(peer_);
+  }
+  [[nodiscard]] Access to(const std::string& listed) const {
+    return config->allow ? config->allow->access(peer_, listed)
+                         : Access::write;
+  }
+  /// Throws Error(EPERM) where the client may not open the export; the same
+  /// whether there is one of that name or not.
+  [[nodiscard]] Access require(const std::string& export_name) const {
+    if (!config->allow) return Access::write;
+    const std::string listed = listed_name(export_name);
+    const Access access = to(listed);
+    if (access == Access::none)
+      throw Error(EPERM, "no rule of allow= lets this client (" +
+                             peer_.text() + ") open '" + listed + "'");
+    return access;
+  }
+
+ private:
+  [[nodiscard]] static std::string listed_name(
+      const std::string& export_name) {
+    // Whose rule has the pattern '*' is told that a name is missing.
+    if (!config->image && export_name.empty()) return {};
+    try {
+      return config->listed_name(config->export_spec(export_name));
+    } catch (const Error& e) {
+      throw Error(EPERM, e.what());
+    }
+  }
+
+  Peer peer_;
+};
+
 int list_exports(int /*readonly*/, int /*is_tls*/,
                  struct nbdkit_exports* exports) {
   return connecting("list_exports", -1, [&] {
+    const Rights rights;
+    const auto shown = [&](const std::string& name) {
+      return rights.to(name) != Access::none;
+    };
+    if (!rights.any()) return 0;
     if (config->image) {
-      if (nbdkit_use_default_export(exports) == -1)
+      if (shown(config->listed_name(config->spec())) &&
+          nbdkit_use_default_export(exports) == -1)
         throw Error(errno, "cannot add an export");
       return 0;
     }
-    for (const std::string& name : gateway->list())
+    for (const std::string& name : gateway->list(shown))
       if (nbdkit_add_export(exports, name.c_str(), nullptr) == -1)
         throw Error(errno, "cannot add export " + name);
     return 0;
@@ -188,19 +239,24 @@ int list_exports(int /*readonly*/, int /*is_tls*/,
 const char* default_export(int /*readonly*/, int /*is_tls*/) {
   return connecting("default_export", static_cast<const char*>(nullptr),
                     []() -> const char* {
-                      if (config->image) return "";
+                      const Rights rights;
+                      if (config->image || !rights.any()) return "";
                       const auto only = gateway->only_image();
-                      return only ? nbdkit_strdup_intern(only->c_str()) : "";
+                      return only && rights.to(*only) != Access::none
+                                 ? nbdkit_strdup_intern(only->c_str())
+                                 : "";
                     });
 }
 
 void* open_export(int readonly) {
   return connecting("open", static_cast<void*>(nullptr), [&]() -> void* {
-    const char* name = nbdkit_export_name();
+    const char* const given = nbdkit_export_name();
+    const std::string name = given != nullptr ? given : "";
+    const bool writable =
+        Rights().require(name) == Access::write && readonly == 0;
     std::list<Client> made(1);
     Client* const client = &made.front();
-    client->use = gateway->open(config->export_spec(name ? name : ""),
-                                readonly == 0);
+    client->use = gateway->open(config->export_spec(name), writable);
     // For a cache above, which has called this.
     offer_promise(client->use->image().promise());
     const std::scoped_lock lock(clients_mutex);
@@ -364,7 +420,7 @@ struct nbdkit_plugin make_plugin() {
   p.description =
       "Serve Ceph images (RBD and striped RADOS objects) over NBD";
   p.magic_config_key = "target";
-  p.config_help = config_help;
+  p.config_help = Config::help();
   p.errno_is_preserved = 1;  // see set_error
   p.load = load;
   p.unload = unload;

@@ -75,3 +75,21 @@ if command -v podchecker >/dev/null; then
     die "podchecker finds errors"
   }
 fi
+
+# Switches for diagnosis: those that the plugin has, and no others.
+grep -Eo '^=item B<-D rados\.[a-z_]+=0>' "$pod" |
+  sed 's/.*rados\.//; s/=0>//' | sort >"$tmp/man.switches"
+[ -s "$tmp/man.switches" ] || die "no switches in the manual page"
+flags=()
+while read -r switch; do
+  flags+=(-D "rados.$switch=0")
+done <"$tmp/man.switches"
+"${nbdkit[@]}" "${flags[@]}" rados --dump-plugin >/dev/null 2>"$tmp/err"
+assert_eq "" "$(cat "$tmp/err")" "what nbdkit says of the switches"
+"${nbdkit[@]}" -D rados.nonsense=0 rados --dump-plugin >/dev/null \
+  2>"$tmp/err" || :
+grep -q nonsense "$tmp/err" || die "nbdkit does not refuse an unknown switch"
+sed -En 's/^extern NBDKIT_DLL_PUBLIC int rados_debug_([a-z_]+);/\1/p' \
+  "$tests_srcdir/../plugins/rados/plugin.cpp" | sort |
+  diff -u --label plugin.cpp --label "manual page" - "$tmp/man.switches" ||
+  die "the manual page and the plugin have different switches"

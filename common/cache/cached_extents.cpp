@@ -3,8 +3,9 @@
 #include "cache/cached_extents.hpp"
 
 #include <algorithm>
-#include <iterator>
 #include <utility>
+
+#include "layout/ranges.hpp"
 
 namespace nbdrados {
 
@@ -24,20 +25,6 @@ constexpr std::uint64_t round_down(std::uint64_t n, std::uint64_t to) {
 constexpr std::uint64_t round_up(std::uint64_t n, std::uint64_t to,
                                  std::uint64_t most) {
   return std::min(round_down(n + to - 1, to), most);
-}
-
-/// Sorts, and makes one of those that touch.
-template <class Changed>
-void unite(std::vector<Changed>& changed) {
-  std::ranges::sort(changed, {}, &Changed::from);
-  auto last = changed.begin();
-  for (const Changed& c : changed) {
-    if (c.from <= last->to)
-      last->to = std::max(last->to, c.to);
-    else
-      *++last = c;
-  }
-  if (!changed.empty()) changed.erase(std::next(last), changed.end());
 }
 
 template <class T, class U>
@@ -143,14 +130,14 @@ CachedExtents::Question::~Question() {
 void CachedExtents::Question::collect(std::uint64_t from,
                                       std::uint64_t to) noexcept {
   if (changed_.size() >= most_collected) {
-    unite(changed_);
+    join(changed_, &Changed::from, &Changed::to);
     while (changed_.size() > most_collected / 2) {
       rounding_ *= 2;
       for (Changed& c : changed_) {
         c.from = round_down(c.from, rounding_);
         c.to = round_up(c.to, rounding_, known_.size_);
       }
-      unite(changed_);
+      join(changed_, &Changed::from, &Changed::to);
     }
   }
   changed_.push_back({from, to});
@@ -163,7 +150,7 @@ void CachedExtents::Question::learn(std::span<const Extent> answer) noexcept {
   try {
     for (const Changing* change : known_.changes_)
       changed_.push_back({change->from_, change->to_});
-    unite(changed_);
+    join(changed_, &Changed::from, &Changed::to);
     auto changed = changed_.begin();
     const std::uint64_t first = answer.front().offset;
     std::uint64_t last = first;

@@ -118,13 +118,6 @@ Pool open_pool(const std::shared_ptr<Cluster>& cluster, std::int64_t pool,
           cluster->open_pool(pool, name_space, Purpose::data)};
 }
 
-std::optional<FormatChoice> parse_format(std::string_view text) {
-  for (const FormatChoice f : {FormatChoice::automatic, FormatChoice::format1,
-                               FormatChoice::format2, FormatChoice::striper})
-    if (text == to_string(f)) return f;
-  return std::nullopt;
-}
-
 std::string_view to_string(FormatChoice format) noexcept {
   switch (format) {
     case FormatChoice::automatic: return "auto";

@@ -21,8 +21,6 @@ namespace nbdrados {
 
 enum class FormatChoice : std::uint8_t { automatic, format1, format2, striper };
 
-/// "auto", "1", "2" or "striper"; none for any other text.
-[[nodiscard]] std::optional<FormatChoice> parse_format(std::string_view text);
 [[nodiscard]] std::string_view to_string(FormatChoice format) noexcept;
 
 /// Where an image is.

@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <string>
 
+#include "layout/ranges.hpp"
 #include "rados/error.hpp"
 
 namespace nbdrados {
@@ -204,17 +205,10 @@ std::vector<std::pair<std::uint64_t, std::uint64_t>> image_ranges(
   std::vector<std::pair<std::uint64_t, std::uint64_t>> parts;
   for (const ObjectExtent* e : extents)
     for (const Fragment& f : e->parts)
-      parts.emplace_back(f.image_offset, f.length);
-  std::sort(parts.begin(), parts.end());
-  std::size_t kept = 0;
-  for (const auto& part : parts) {
-    if (kept != 0 &&
-        parts[kept - 1].first + parts[kept - 1].second == part.first)
-      parts[kept - 1].second += part.second;
-    else
-      parts[kept++] = part;
-  }
-  parts.resize(kept);
+      parts.emplace_back(f.image_offset, f.image_offset + f.length);
+  using Part = decltype(parts)::value_type;
+  join(parts, &Part::first, &Part::second);
+  for (auto& [at, end] : parts) end -= at;
   return parts;
 }
 

@@ -21,20 +21,12 @@
 #include <utility>
 #include <vector>
 
+#include "layout/decimal.hpp"
+
 namespace nbdrados {
 
 /// The largest size that nbdkit knows.
 inline constexpr std::uint64_t largest_size = (std::uint64_t{1} << 63) - 1;
-
-/// Decimal digits; none: not a number, or too large.
-[[nodiscard]] inline std::optional<std::uint64_t> parse_digits(
-    std::string_view text) {
-  std::uint64_t n = 0;
-  const char* const end = text.data() + text.size();
-  const auto [stop, error] = std::from_chars(text.data(), end, n);
-  if (error != std::errc() || stop != end) return std::nullopt;
-  return n;
-}
 
 /// `n`, if it is in the range; `what` is what it should be.
 [[nodiscard]] inline std::uint64_t check_range(

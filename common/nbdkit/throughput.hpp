@@ -23,6 +23,8 @@
 
 #include <atomic>
 
+#include "rados/tuning.hpp"
+
 namespace nbdrados {
 
 /// The requests in flight of one server.  Thread-safe.
@@ -32,7 +34,9 @@ class Throughput {
   class Request {
    public:
     explicit Request(Throughput& all) noexcept : all_(all) {
-      prefer(all_.in_flight_.fetch_add(1, std::memory_order_relaxed) + 1);
+      const int before =
+          all_.in_flight_.fetch_add(1, std::memory_order_relaxed);
+      if (tuning.batch_threads) prefer(before + 1);
     }
     ~Request() { all_.in_flight_.fetch_sub(1, std::memory_order_relaxed); }
     Request(const Request&) = delete;

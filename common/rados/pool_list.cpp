@@ -2,8 +2,11 @@
 
 #include "rados/pool_list.hpp"
 
-#include <charconv>
+#include <cstddef>
 #include <cstdio>
+#include <limits>
+
+#include "layout/decimal.hpp"
 
 namespace nbdrados {
 
@@ -43,12 +46,11 @@ std::optional<std::int64_t> find_pool(std::string_view answer,
   const std::string_view key = "\"poolnum\":";
   const auto start = answer.rfind(key, at);
   if (start == std::string_view::npos) return std::nullopt;
-  std::int64_t number = 0;
-  const char* const end = answer.data() + at;
-  const auto [stop, error] =
-      std::from_chars(answer.data() + start + key.size(), end, number);
-  if (error != std::errc() || stop != end) return std::nullopt;
-  return number;
+  const std::size_t digits = start + key.size();
+  const auto number = parse_digits(answer.substr(digits, at - digits));
+  if (!number || *number > std::numeric_limits<std::int64_t>::max())
+    return std::nullopt;
+  return static_cast<std::int64_t>(*number);
 }
 
 }  // namespace nbdrados

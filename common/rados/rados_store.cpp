@@ -39,6 +39,7 @@
 #include "rados/error.hpp"
 #include "rados/method_calls.hpp"
 #include "rados/pool_list.hpp"
+#include "rados/tuning.hpp"
 
 namespace nbdrados {
 
@@ -803,7 +804,7 @@ class RadosStore final : public ObjectStore {
                                 SnapId snap) override {
     std::size_t length = 0;
     for (const MutablePiece& piece : pieces) length += piece.size;
-    if (sparse_reads_.wanted(length)) {
+    if (tuning.sparse_reads && sparse_reads_.wanted(length)) {
       auto p = std::make_unique<SparseReadPending>(*this, sparse_reads_, oid,
                                                    offset, length, pieces,
                                                    snap);

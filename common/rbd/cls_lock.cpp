@@ -6,11 +6,11 @@
 #include <sys/socket.h>
 
 #include <array>
-#include <charconv>
 #include <cstddef>
 #include <limits>
 #include <utility>
 
+#include "layout/decimal.hpp"
 #include "rbd/encoding.hpp"
 
 namespace nbdrados {
@@ -221,11 +221,7 @@ std::optional<std::uint64_t> parse_rbd_lock_cookie(
     std::string_view cookie) noexcept {
   if (!cookie.starts_with(cookie_prefix)) return std::nullopt;
   cookie.remove_prefix(cookie_prefix.size());
-  std::uint64_t handle = 0;
-  const char* end = cookie.data() + cookie.size();
-  const auto [stop, error] = std::from_chars(cookie.data(), end, handle);
-  if (error != std::errc() || stop != end) return std::nullopt;
-  return handle;
+  return parse_digits(cookie);
 }
 
 }  // namespace nbdrados

@@ -4,12 +4,11 @@
 
 #include <array>
 #include <cerrno>
-#include <charconv>
 #include <cstddef>
 #include <span>
 #include <string_view>
-#include <system_error>
 
+#include "layout/decimal.hpp"
 #include "rados/error.hpp"
 
 namespace nbdrados {
@@ -63,14 +62,6 @@ void for_each_name(std::string_view text, Use use) {
   }
 }
 
-std::optional<std::uint64_t> number(std::string_view text) {
-  std::uint64_t n = 0;
-  const char* const end = text.data() + text.size();
-  const auto [stop, error] = std::from_chars(text.data(), end, n);
-  if (error != std::errc() || stop != end) return std::nullopt;
-  return n;
-}
-
 }  // namespace
 
 std::optional<std::uint64_t> feature_of_name(std::string_view name) noexcept {
@@ -80,7 +71,7 @@ std::optional<std::uint64_t> feature_of_name(std::string_view name) noexcept {
 }
 
 std::uint64_t parse_features(std::string_view text) {
-  if (const auto n = number(text)) return *n;
+  if (const auto n = parse_digits(text)) return *n;
   std::uint64_t features = 0;
   for_each_name(text, [&](std::string_view name) {
     const auto bit = feature_of_name(name);
@@ -95,7 +86,7 @@ std::uint64_t parse_default_features(std::string_view text) {
   text = trimmed(text);
   if (text.empty()) return features_default;
   std::uint64_t features = 0;
-  if (const auto n = number(text)) {
+  if (const auto n = parse_digits(text)) {
     features = *n;
   } else {
     for_each_name(text, [&](std::string_view name) {

@@ -31,12 +31,27 @@
 #include "peer.hpp"
 #include "rados/error.hpp"
 #include "rados/quiet.hpp"
+#include "rados/tuning.hpp"
 
 #ifdef HAVE_CONFIG_H
 #include "config.h"
 #endif
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
+
+// nbdkit -D rados.NAME=0; see tuning.hpp.
+extern "C" {
+extern NBDKIT_DLL_PUBLIC int rados_debug_sparse_reads;
+extern NBDKIT_DLL_PUBLIC int rados_debug_reserve;
+extern NBDKIT_DLL_PUBLIC int rados_debug_merge_writes;
+extern NBDKIT_DLL_PUBLIC int rados_debug_ask_first;
+extern NBDKIT_DLL_PUBLIC int rados_debug_batch_threads;
+int rados_debug_sparse_reads = 1;
+int rados_debug_reserve = 1;
+int rados_debug_merge_writes = 1;
+int rados_debug_ask_first = 1;
+int rados_debug_batch_threads = 1;
+}
 
 namespace {
 
@@ -127,6 +142,11 @@ int get_ready() {
 }
 
 int after_fork() {
+  tuning = {.sparse_reads = rados_debug_sparse_reads != 0,
+            .reserve = rados_debug_reserve != 0,
+            .merge_writes = rados_debug_merge_writes != 0,
+            .ask_first = rados_debug_ask_first != 0,
+            .batch_threads = rados_debug_batch_threads != 0};
   return guard("rados",
                [] { gateway = std::make_unique<Gateway>(*config); });
 }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "image/io/chunks.hpp"
+#include "rados/tuning.hpp"
 
 namespace nbdrados {
 
@@ -132,7 +133,7 @@ void ObjectChanger::Run::announce_one(ObjectMap& map) {
   const ObjectTarget target = change_.target(0);
   if (plan.creates)
     map.begin_creation(target.object_no, 1);
-  else if (target.effect == ObjectTarget::Effect::write &&
+  else if (tuning.reserve && target.effect == ObjectTarget::Effect::write &&
            !view_.backed(core_.traits.layout, target.object_no))
     map.mark_written(target.object_no);
   else if (!plan.skip && !plan.copy_up)

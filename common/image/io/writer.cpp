@@ -10,6 +10,7 @@
 
 #include "image/io/chunks.hpp"
 #include "rados/error.hpp"
+#include "rados/tuning.hpp"
 
 namespace nbdrados {
 
@@ -241,7 +242,8 @@ void Writer::write_chunk(const View& view, const char* buffer,
     write_parts(view, target, parts);
   };
   // A copy-up is per request; and there is nothing next to a whole object.
-  if (target.whole || view.backed(layout, target.object_no))
+  if (target.whole || view.backed(layout, target.object_no) ||
+      !tuning.merge_writes)
     write({&part, 1});
   else
     merger_.write(&view, target.object_no, part, write);
@@ -316,7 +318,8 @@ void Writer::clear_objects(const View& view, std::uint64_t first,
                            std::uint64_t count) {
   constexpr std::uint64_t few = 8;
   constexpr std::uint64_t many = 64;
-  const bool may_ask = !view.map && count > many;  // a map knows
+  // A map knows.
+  const bool may_ask = tuning.ask_first && !view.map && count > many;
   bool ask = may_ask;
   std::uint64_t asked = few;
   for (const std::uint64_t end = first + count; first < end;) {

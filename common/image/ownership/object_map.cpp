@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "image/ownership/map_loader.hpp"
+#include "layout/ranges.hpp"
 #include "rbd/cls_lock.hpp"
 #include "rbd/format2.hpp"
 
@@ -21,25 +22,6 @@ constexpr std::string_view no_tag;
 
 /// So many times may somebody else be found to have the map's lock.
 constexpr int lock_rounds = 8;
-
-/// Sorts ranges, and makes one of those that overlap, touch, or have something
-/// between them that is idle(first, end).
-template <class Idle>
-void join(std::vector<CreationRuns::Range>& ranges, Idle&& idle) {
-  using Range = CreationRuns::Range;
-  std::sort(ranges.begin(), ranges.end(), [](const Range& a, const Range& b) {
-    return a.first < b.first;
-  });
-  std::size_t kept = 0;
-  for (const Range& r : ranges) {
-    if (kept != 0 && (r.first <= ranges[kept - 1].end ||
-                      idle(ranges[kept - 1].end, r.first)))
-      ranges[kept - 1].end = std::max(ranges[kept - 1].end, r.end);
-    else
-      ranges[kept++] = r;
-  }
-  ranges.resize(kept);
-}
 
 }  // namespace
 
@@ -453,7 +435,8 @@ void ObjectMap::take_reserved(std::vector<Range>& ranges) {
     auto at = reserved_.lower_bound(range.first);
     while (at != reserved_.end() && *at < range.end) {
       const Range taken{*at, *at + 1};
-      if (range.first != taken.first) left.push_back({range.first, taken.first});
+      if (range.first != taken.first)
+        left.push_back({range.first, taken.first});
       range.first = taken.end;
       apply(Kind::mark_exists, {&taken, 1});
       at = reserved_.erase(at);
@@ -482,7 +465,7 @@ std::vector<ObjectMap::Range> ObjectMap::joined(
   for (const Request* const request : batch)
     if (request->kind == kind)
       all.insert(all.end(), request->ranges.begin(), request->ranges.end());
-  join(all, [&](std::uint64_t first, std::uint64_t end) {
+  const auto idle = [&](std::uint64_t first, std::uint64_t end) {
     // An end_removal of the same batch may change what is in between.
     if (kind == Kind::begin_creation) return false;
     if ((first - 1) / object_map_block != end / object_map_block) return false;
@@ -490,7 +473,8 @@ std::vector<ObjectMap::Range> ObjectMap::joined(
     for (; first < end; ++first)
       if (concerns(kind, first)) return false;
     return true;
-  });
+  };
+  join(all, &Range::first, &Range::end, idle);
   return all;
 }
 
@@ -537,7 +521,7 @@ int ObjectMap::send(
   // What is reserved follows what was asked for.
   std::vector<Range> marks = batch.marks;
   marks.insert(marks.end(), batch.reserves.begin(), batch.reserves.end());
-  join(marks, [](auto, auto) { return false; });
+  join(marks, &Range::first, &Range::end);
 
   std::vector<std::unique_ptr<Operation>> operations;
   add_operations(Kind::begin_removal, batch.removals, operations);

@@ -9,6 +9,7 @@
 
 #include "image/io/chunks.hpp"
 #include "image/verdict.hpp"
+#include "layout/ranges.hpp"
 #include "layout/sectors.hpp"
 #include "rados/error.hpp"
 
@@ -312,16 +313,7 @@ Difference::Ranges Difference::changed_ranges(const State& state,
         add(f.image_offset, f.image_offset + f.length);
     }
   }
-  std::sort(ranges.begin(), ranges.end());
-  std::size_t kept = 0;
-  for (const auto& range : ranges) {
-    if (kept != 0 && ranges[kept - 1].second >= range.first)
-      ranges[kept - 1].second =
-          std::max(ranges[kept - 1].second, range.second);
-    else
-      ranges[kept++] = range;
-  }
-  ranges.resize(kept);
+  join(ranges, &Ranges::value_type::first, &Ranges::value_type::second);
   return ranges;
 }
 

@@ -254,6 +254,47 @@ std::unique_ptr<ImageFormat> open_format(
                      spec, options);
 }
 
+namespace {
+
+void check_format2(std::uint64_t object_size, const CreateOptions& options) {
+  check_object_size(object_size);
+  // With a default object size, which is in the cluster, later.
+  if (options.object_size && options.stripe_unit &&
+      object_size % *options.stripe_unit != 0)
+    bad("stripe-unit=" + std::to_string(*options.stripe_unit) +
+        " does not divide object-size=" + std::to_string(object_size));
+  if (options.features) check_new_features(*options.features, "features=");
+  if (options.data_pool && options.data_pool->empty())
+    bad("data-pool= must not be empty");
+}
+
+void check_striper(std::uint64_t object_size, const CreateOptions& options) {
+  const std::uint64_t unit =
+      options.stripe_unit.value_or(std::min<std::uint64_t>(
+          object_size, std::uint64_t{4} << 20));
+  const std::uint64_t size =
+      options.object_size.value_or(std::max(object_size, unit));
+  // What is given is to blame, not what is derived from it.
+  const auto check_unit = [](const char* key,
+                             std::optional<std::uint64_t> given) {
+    if (given && (*given % striper_unit != 0 || *given > striper_max))
+      bad(key + std::to_string(*given) +
+          " is not a multiple of 64K below 2G");
+  };
+  check_unit("object-size=", options.object_size);
+  check_unit("stripe-unit=", options.stripe_unit);
+  if (size % unit != 0)
+    bad((options.stripe_unit ? "stripe-unit=" : "default stripe unit ") +
+        std::to_string(unit) + " does not divide " +
+        (options.object_size ? "object-size=" : "default object size ") +
+        std::to_string(size));
+  if (options.stripe_count && *options.stripe_count > striper_max)
+    bad("stripe-count=" + std::to_string(*options.stripe_count) +
+        " is too large");
+}
+
+}  // namespace
+
 void check_create(const ImageSpec& spec, const CreateOptions& options) {
   if (options.size == 0) bad("create=true needs size=");
   if (options.size > max_size)
@@ -283,15 +324,7 @@ void check_create(const ImageSpec& spec, const CreateOptions& options) {
   switch (options.format) {
     case FormatChoice::automatic:
     case FormatChoice::format2:
-      check_object_size(object_size);
-      // With a default object size, which is in the cluster, later.
-      if (options.object_size && options.stripe_unit &&
-          object_size % *options.stripe_unit != 0)
-        bad("stripe-unit=" + std::to_string(*options.stripe_unit) +
-            " does not divide object-size=" + std::to_string(object_size));
-      if (options.features) check_new_features(*options.features, "features=");
-      if (options.data_pool && options.data_pool->empty())
-        bad("data-pool= must not be empty");
+      check_format2(object_size, options);
       return;
     case FormatChoice::format1:
       check_object_size(object_size);
@@ -299,31 +332,9 @@ void check_create(const ImageSpec& spec, const CreateOptions& options) {
           (options.stripe_count && *options.stripe_count != 1))
         bad("stripe-unit= and stripe-count= are not possible with format 1");
       return;
-    case FormatChoice::striper: {
-      const std::uint64_t unit =
-          options.stripe_unit.value_or(std::min<std::uint64_t>(
-              object_size, std::uint64_t{4} << 20));
-      const std::uint64_t size =
-          options.object_size.value_or(std::max(object_size, unit));
-      // What is given is to blame, not what is derived from it.
-      const auto check_unit = [](const char* key,
-                                 std::optional<std::uint64_t> given) {
-        if (given && (*given % striper_unit != 0 || *given > striper_max))
-          bad(key + std::to_string(*given) +
-              " is not a multiple of 64K below 2G");
-      };
-      check_unit("object-size=", options.object_size);
-      check_unit("stripe-unit=", options.stripe_unit);
-      if (size % unit != 0)
-        bad((options.stripe_unit ? "stripe-unit=" : "default stripe unit ") +
-            std::to_string(unit) + " does not divide " +
-            (options.object_size ? "object-size=" : "default object size ") +
-            std::to_string(size));
-      if (options.stripe_count && *options.stripe_count > striper_max)
-        bad("stripe-count=" + std::to_string(*options.stripe_count) +
-            " is too large");
+    case FormatChoice::striper:
+      check_striper(object_size, options);
       return;
-    }
   }
 }
 

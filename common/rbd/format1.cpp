@@ -100,25 +100,19 @@ SnapContext Format1Header::snap_context() const {
   return snapc;
 }
 
-Format1Header decode_format1(std::string_view bytes) {
-  Decoder in(bytes, what);
-  // Something else is the likely reason, so say that instead of "text needs
-  // 40 bytes".
-  if (bytes.size() < format1_header_size)
-    refuse(EIO, "it needs at least " + std::to_string(format1_header_size) +
-                    " bytes, the object has " + std::to_string(bytes.size()));
+namespace {
 
+/// Text, object prefix, signature and version.  Returns the prefix.
+std::string decode_names(Decoder& in) {
   // librbd and the Linux kernel compare the text with its NUL.
   const std::string_view raw_text = in.bytes(text_size, "text");
   if (!raw_text.starts_with(text) || raw_text[text.size()] != '\0')
     in.fail("text", "is " + in_quotes(raw_text) + ", not " + in_quotes(text));
 
-  Format1Header header;
   const std::string_view raw_prefix = in.bytes(prefix_size, "object prefix");
   const std::size_t prefix_end = raw_prefix.find('\0');
   if (prefix_end == std::string_view::npos)
     in.fail("object prefix", in_quotes(raw_prefix) + " has no end");
-  header.object_prefix = raw_prefix.substr(0, prefix_end);
 
   const std::string_view raw_signature = in.bytes(4, "signature");
   if (raw_signature != signature)
@@ -129,21 +123,11 @@ Format1Header decode_format1(std::string_view bytes) {
           version.substr(0, version_fixed) ||
       raw_version[6] < '0' || raw_version[6] > '9' || raw_version[7] != '\0')
     in.fail("version", "is " + in_quotes(raw_version) + ", not 001.00x");
+  return std::string(raw_prefix.substr(0, prefix_end));
+}
 
-  header.order = in.u8("order");
-  const unsigned encryption = in.u8("encryption");
-  if (encryption != 0)
-    in.fail("encryption", std::to_string(encryption) + " is not known");
-  const unsigned compression = in.u8("compression");
-  if (compression != 0)
-    in.fail("compression", std::to_string(compression) + " is not known");
-  static_cast<void>(in.u8("unused"));
-  header.size = in.u64("image size");
-  header.snap_seq = in.u64("snap_seq");
-  const std::uint32_t snap_count = in.u32("snap_count");
-  static_cast<void>(in.u32("reserved"));
-  const std::uint64_t names_size = in.u64("snap_names_len");
-
+void decode_snapshots(Decoder& in, std::uint32_t snap_count,
+                      std::uint64_t names_size, Format1Header& header) {
   if (snap_count > in.remaining() / (snapshot_size + name_size_min))
     in.fail("snap_count", std::to_string(snap_count) + " is more than " +
                               std::to_string(in.remaining()) +
@@ -170,6 +154,35 @@ Format1Header decode_format1(std::string_view bytes) {
     snap.name = names.substr(0, end);
     names.remove_prefix(end + 1);
   }
+}
+
+}  // namespace
+
+Format1Header decode_format1(std::string_view bytes) {
+  Decoder in(bytes, what);
+  // Something else is the likely reason, so say that instead of "text needs
+  // 40 bytes".
+  if (bytes.size() < format1_header_size)
+    refuse(EIO, "it needs at least " + std::to_string(format1_header_size) +
+                    " bytes, the object has " + std::to_string(bytes.size()));
+
+  Format1Header header;
+  header.object_prefix = decode_names(in);
+  header.order = in.u8("order");
+  const unsigned encryption = in.u8("encryption");
+  if (encryption != 0)
+    in.fail("encryption", std::to_string(encryption) + " is not known");
+  const unsigned compression = in.u8("compression");
+  if (compression != 0)
+    in.fail("compression", std::to_string(compression) + " is not known");
+  static_cast<void>(in.u8("unused"));
+  header.size = in.u64("image size");
+  header.snap_seq = in.u64("snap_seq");
+  const std::uint32_t snap_count = in.u32("snap_count");
+  static_cast<void>(in.u32("reserved"));
+  const std::uint64_t names_size = in.u64("snap_names_len");
+
+  decode_snapshots(in, snap_count, names_size, header);
   verify(header, EIO);
   return header;
 }

@@ -181,10 +181,7 @@ void rbd_class_refused(const Pool& pool) {
   // answers it, or that there is no such object, in every kind of pool (ceph:
   // src/cls/rbd/cls_rbd.cc, get_all_features).
   std::string output;
-  const int r = pool.store
-                    ->exec(std::string(rbd_directory_oid), rbd_class,
-                           "get_all_features", {}, &output)
-                    ->wait_for(pool.timeout());
+  const int r = pool.call(rbd_directory_oid, "get_all_features", {}, &output);
   if (r == -EOPNOTSUPP)
     throw Error(ENOTSUP,
                 "the OSDs of this pool do not have the object class rbd, which "
@@ -196,8 +193,7 @@ void rbd_class_refused(const Pool& pool) {
 
 bool object_exists(const Pool& pool, const std::string& oid) {
   std::uint64_t size = 0;
-  const auto pending = pool.store->stat(oid, &size, snap_head);
-  const int r = pending->wait_for(pool.timeout());
+  const int r = pool.wait(pool.store->stat(oid, &size, snap_head));
   if (r == -ENOENT) return false;
   check(r, "cannot stat object " + oid);
   return true;

@@ -25,8 +25,7 @@ bool read_header(const Pool& pool, const std::string& image,
                  Format1Header* header) {
   std::string bytes;
   const std::string oid = format1_header_oid(image);
-  const auto pending = pool.store->read_all(oid, header_limit, &bytes);
-  const int r = pending->wait_for(pool.timeout());
+  const int r = pool.wait(pool.store->read_all(oid, header_limit, &bytes));
   if (r == -ENOENT) return false;
   check(r, "cannot read header object " + oid);
   try {
@@ -156,9 +155,8 @@ void create_format1(const Pool& pool, const ImageSpec& spec,
   const std::string update = encode_tmap_set(spec.image);
   WriteOp directory;
   directory.tmap_update(update);
-  const auto registered =
-      pool.store->write(std::string(rbd_directory_oid), directory, {});
-  const int registration = registered->wait_for(pool.timeout());
+  const int registration = pool.wait(
+      pool.store->write(std::string(rbd_directory_oid), directory, {}));
   if (registration == -EOPNOTSUPP)
     throw Error(ENOTSUP, "an erasure-coded pool cannot hold an image's "
                          "metadata, only a data pool can be erasure-coded");
@@ -168,8 +166,7 @@ void create_format1(const Pool& pool, const ImageSpec& spec,
   WriteOp write;
   write.create().write(0, {&piece, 1});
   const std::string oid = format1_header_oid(spec.image);
-  const auto pending = pool.store->write(oid, write, {});
-  const int r = pending->wait_for(pool.timeout());
+  const int r = pool.wait(pool.store->write(oid, write, {}));
   if (r == -EEXIST)
     throw Error(EEXIST, "image '" + spec.image + "' exists already");
   check(r, "cannot create header object " + oid);

@@ -254,7 +254,7 @@ class Creation {
   enum class Made : std::uint8_t { nothing, name, id, header, map };
 
   int write(const std::string& oid, const WriteOp& op) {
-    return pool_.store->write(oid, op, {})->wait_for(pool_.timeout());
+    return pool_.wait(pool_.store->write(oid, op, {}));
   }
   /// A step.  One that got no answer may have been made all the same.
   int make(Made what, const std::string& oid, const WriteOp& op) {
@@ -304,10 +304,8 @@ class Creation {
   void choose_features() {
     if (!plan_.default_features) return;
     std::string bytes;
-    const int r = pool_.store
-                      ->exec(std::string(rbd_directory_oid), rbd_class,
-                             "get_all_features", {}, &bytes)
-                      ->wait_for(pool_.timeout());
+    const int r =
+        pool_.call(rbd_directory_oid, "get_all_features", {}, &bytes);
     // As librbd: who cannot say, is asked by the creation itself.
     if (r >= 0) plan_.header.features &= decode_get_all_features(bytes);
   }

@@ -39,8 +39,7 @@ constexpr std::uint64_t unwritable_features =
 bool read_id(const Pool& pool, const std::string& image, std::string* id) {
   std::string bytes;
   const std::string oid = format2_id_oid(image);
-  const auto pending = pool.store->read_all(oid, id_limit, &bytes);
-  const int r = pending->wait_for(pool.timeout());
+  const int r = pool.wait(pool.store->read_all(oid, id_limit, &bytes));
   if (r == -ENOENT) return false;
   check(r, "cannot read object " + oid);
   *id = decode_image_id(bytes);
@@ -61,8 +60,7 @@ class HeaderRead {
   /// Carries the calls out.  Throws Error; ENOENT: the header, or a snapshot
   /// that a call is about, does not exist.
   void run() {
-    const auto pending = pool_.store->exec_each(oid_, calls_, &outputs_);
-    const int r = pending->wait_for(pool_.timeout());
+    const int r = pool_.wait(pool_.store->exec_each(oid_, calls_, &outputs_));
     if (r == -EOPNOTSUPP) rbd_class_refused(pool_);
     check(r, "cannot read header object " + oid_);
   }
@@ -254,9 +252,7 @@ class Format2 final : public ImageFormat {
         flag_object_map_invalid | flag_fast_diff_invalid;
     const std::string input = encode_set_flags(snap, flags, flags);
     std::string output;
-    const int r =
-        pool_.store->exec(header_oid_, rbd_class, "set_flags", input, &output)
-            ->wait_for(pool_.timeout());
+    const int r = pool_.call(header_oid_, "set_flags", input, &output);
     // A snapshot that has been deleted meanwhile.
     if (r == -ENOENT && snap != snap_head) return;
     check(r, traits_.name + ": cannot mark the object map as invalid");
@@ -364,11 +360,8 @@ class Format2 final : public ImageFormat {
   /// For messages: the name of an image in another pool, or its id.
   static std::string image_name(const Pool& pool, const std::string& id) {
     std::string output;
-    const int r =
-        pool.store
-            ->exec(std::string(rbd_directory_oid), rbd_class, "dir_get_name",
-                   encode_dir_get_name(id), &output)
-            ->wait_for(pool.timeout());
+    const int r = pool.call(rbd_directory_oid, "dir_get_name",
+                            encode_dir_get_name(id), &output);
     try {
       if (r >= 0) return decode_dir_get_name(output);
     } catch (const Error&) {

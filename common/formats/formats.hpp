@@ -12,10 +12,12 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "formats/catalog.hpp"
 #include "image/image.hpp"
+#include "rbd/format2.hpp"
 
 namespace nbdrados {
 
@@ -26,6 +28,17 @@ struct Pool {
   std::shared_ptr<ObjectStore> data;
   [[nodiscard]] std::chrono::milliseconds timeout() const {
     return cluster->timeout();
+  }
+  /// The result of an operation, or -ETIMEDOUT when timeout() is over; then it
+  /// has been cancelled.
+  [[nodiscard]] int wait(const std::unique_ptr<Pending>& operation) const {
+    return operation->wait_for(timeout());
+  }
+  /// The result of a method of the class rbd; as wait.
+  [[nodiscard]] int call(std::string_view oid, std::string_view method,
+                         std::string_view input, std::string* output) const {
+    return wait(
+        store->exec(std::string(oid), rbd_class, method, input, output));
   }
 };
 

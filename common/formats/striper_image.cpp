@@ -51,8 +51,7 @@ std::string random_cookie() {
 bool read_attributes(const Pool& pool, const std::string& image,
                      std::map<std::string, std::string>* attributes) {
   const std::string oid = striper_oid(image, 0);
-  const auto pending = pool.store->xattrs(oid, attributes);
-  const int r = pending->wait_for(pool.timeout());
+  const int r = pool.wait(pool.store->xattrs(oid, attributes));
   if (r == -ENOENT) return false;
   check(r, "cannot read the attributes of object " + oid);
   return true;
@@ -72,11 +71,11 @@ StriperMetadata decode_attributes(
 /// "client.4123 at 192.0.2.1:0/1234567", whoever holds the lock.
 std::string lock_holders(const Pool& pool, const std::string& oid) {
   std::string bytes;
-  const auto pending =
+  const int r = pool.wait(
       pool.store->exec(oid, lock_class, lock_method_get_info,
-                       encode_get_lock_info(striper_lock_name), &bytes);
+                       encode_get_lock_info(striper_lock_name), &bytes));
   std::string text;
-  if (pending->wait_for(pool.timeout()) >= 0)
+  if (r >= 0)
     for (const LockHolder& h : decode_lock_info(bytes).holders)
       text += (text.empty() ? "" : ", ") + h.entity() + " at " + h.address;
   return text.empty() ? "somebody" : text;
@@ -217,8 +216,7 @@ void grow(const Pool& pool, const std::string& image, std::uint64_t size) {
   WriteOp op;
   op.cmp_xattr_gt(striper_attr_size, size)
       .set_xattr(striper_attr_size, value);
-  const auto pending = pool.store->write(striper_oid(image, 0), op, {});
-  const int r = pending->wait_for(pool.timeout());
+  const int r = pool.wait(pool.store->write(striper_oid(image, 0), op, {}));
   if (r != -ECANCELED)  // it is as long already
     check(r, "cannot grow striped object '" + image + "'");
 }
@@ -271,8 +269,7 @@ void create_striper(const Pool& pool, const ImageSpec& spec,
   op.create();
   for (const auto& [name, value] : attributes) op.set_xattr(name, value);
   const std::string oid = striper_oid(spec.image, 0);
-  const auto pending = pool.store->write(oid, op, {});
-  const int r = pending->wait_for(pool.timeout());
+  const int r = pool.wait(pool.store->write(oid, op, {}));
   if (r == -EEXIST)
     throw Error(EEXIST, "striped object '" + spec.image + "' exists already");
   check(r, "cannot create object " + oid);

@@ -315,7 +315,8 @@ class Format2 final : public ImageFormat {
     rest.run();
     if (striped)
       core.striping = decode_get_stripe_unit_count(rest.output(striping));
-    if (elsewhere) core.data_pool = decode_get_data_pool(rest.output(data_pool));
+    if (elsewhere)
+      core.data_pool = decode_get_data_pool(rest.output(data_pool));
     if (core.data_pool) data_store_ = open_data_pool(*core.data_pool);
     return core;
   }

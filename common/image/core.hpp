@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
 // What the rooms of one open image share: io/, status/ and ownership/ each get
-// it, and know nothing of one another but what their constructors say.
+// it, and of one another what their constructors say.
 
 #ifndef NBDRADOS_IMAGE_CORE_HPP
 #define NBDRADOS_IMAGE_CORE_HPP

@@ -35,14 +35,14 @@
 // What a clone lacks is its parent's, an Image of its own below this one (see
 // View::parent).
 //
-// The rooms, each of which knows only those to its right:
+// The rooms.  image.hpp makes all of them; an arrow is "knows":
 //
-//     image.hpp -> io/ reader, writer     -> ownership/ the thread, the lock,
-//               -> status/ block status      |          the watch, the map
-//                                            v
-//                                         core.hpp: image_state (what is so,
-//                                         and the View), metadata (reads it),
-//                                         known_extents, the format
+//     io/ reader, writer -----> ownership/ the thread, the lock, the watch
+//       |                         |
+//       v                         v
+//     status/ block status ---> core.hpp: image_state (what is so, and the
+//                               View), metadata (reads it), the format, what is
+//                               known of objects, the object map
 
 #ifndef NBDRADOS_IMAGE_IMAGE_HPP
 #define NBDRADOS_IMAGE_IMAGE_HPP

@@ -9,10 +9,11 @@
 //     lost     a verdict for good
 //     guarded  until then the OSD is sure to keep the watch
 //
-// Every change of these publishes a View anew, and nothing else does.  There
-// is one way into a tenure (begin_tenure), one out of it (end_tenure, after
-// which no request relies on the lock), and one verdict (lose).  Whoever ends
-// a tenure gives the lock back afterwards: Maintenance::release.
+// A change of any of these but the guard, which requests ask for by itself,
+// publishes a View anew.  There is one way into a tenure (begin_tenure), one out
+// of it (end_tenure, after which no request relies on the lock), and one verdict
+// (lose).  Whoever ends a tenure gives the lock back afterwards:
+// Maintenance::release.
 //
 // The object map in a View, what is known of objects and what caches above may
 // keep last no longer than the tenure, because publish() derives them from it.
@@ -99,7 +100,7 @@ class ImageState {
   /// ESHUTDOWN is for good: this client has been shut out, or its lock is
   /// lost, and whoever did that may have the image for himself.
   void fail(const Error& verdict, bool end_hold = false);
-  /// While the image is being opened.
+  /// While the image is being opened; the next View shows it.
   void serve_read_only() noexcept { writable_ = false; }
 
   // ---- For the ownership

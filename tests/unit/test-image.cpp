@@ -1070,6 +1070,9 @@ class TestMetadata : public CppUnit::TestFixture {
   CPPUNIT_TEST(lock_that_cannot_be_used);
   CPPUNIT_TEST(owner_of_the_lock_always_watches);
   CPPUNIT_TEST(other_clients_have_their_turns);
+  CPPUNIT_TEST(lock_is_not_wanted_for_ever);
+  CPPUNIT_TEST(lost_image_takes_no_lock);
+  CPPUNIT_TEST(watch_is_kept_while_caches_write);
   CPPUNIT_TEST(noise_in_the_header);
   CPPUNIT_TEST(a_timeout_is_no_verdict);
   CPPUNIT_TEST(unread_notification_holds_writes);
@@ -1531,6 +1534,81 @@ class TestMetadata : public CppUnit::TestFixture {
     silent.owner = false;
     CPPUNIT_ASSERT(write.wait_for(5s) == std::future_status::ready);
     CPPUNIT_ASSERT_EQUAL(0, silent.asked.load());
+  }
+
+  /// Two writers ask for the lock; the second one while it is being taken.
+  static void lock_for_two(Bench& b, OtherClient& other,
+                           std::atomic<int>& locks) {
+    b.memory.on_exec("lock", "lock", [&](auto&, auto, auto&) {
+      ++locks;
+      return other.owner ? -EBUSY : 0;
+    });
+    b.set_view({.size = 64 * K, .lockable = true});
+    b.image->refresh();
+    b.store.inject({.kind = Kind::write, .oid = "header", .held = true});
+    auto first = std::async(std::launch::async, [&] { b.write("a", 0); });
+    CPPUNIT_ASSERT(b.store.wait_until_held(1));
+    auto second = std::async(std::launch::async, [&] { b.write("b", 0); });
+    std::this_thread::sleep_for(50ms);
+    b.store.release();
+    first.get();
+    second.get();
+    CPPUNIT_ASSERT_EQUAL(1, locks.load());
+  }
+
+  // When both have it, nobody wants it any more.
+  void lock_is_not_wanted_for_ever() {
+    Bench b(Layout(4 * K, 4 * K, 1), 64 * K);
+    OtherClient other(b.memory, 4200);
+    std::atomic<int> locks = 0;
+    lock_for_two(b, other, locks);
+    other.take();
+    other.give_back();
+    std::this_thread::sleep_for(300ms);
+    CPPUNIT_ASSERT_EQUAL(1, locks.load());
+  }
+
+  // Nor when it has been lost: it might be free by then.
+  void lost_image_takes_no_lock() {
+    Bench b(Layout(4 * K, 4 * K, 1), 64 * K);
+    OtherClient other(b.memory, 4200);
+    std::atomic<int> locks = 0;
+    lock_for_two(b, other, locks);
+    b.memory.on_exec("lock", "set_cookie",
+                     [](auto&, auto, auto&) { return -EBUSY; });
+    b.store.lose_watches("header", ENOTCONN);
+    CPPUNIT_ASSERT(eventually([&] { return b.image->lost(); }));
+    CPPUNIT_ASSERT_EQUAL(ESHUTDOWN, error_of([&] { b.write("x", 0); }));
+    std::this_thread::sleep_for(1200ms);
+    CPPUNIT_ASSERT_EQUAL(1, locks.load());
+  }
+
+  /// A cache that has something to write for longer than the watch is sure.
+  class SlowKeeper final : public Keeper {
+   public:
+    explicit SlowKeeper(Bench& b) : b_(b) {}
+    void give_up(std::uint64_t) noexcept override {
+      std::this_thread::sleep_for(400ms);
+      b_.store.keep_watches_for(25s);
+      wrote = error_of([&] { b_.write("kept", 8 * K); }) == 0;
+    }
+    std::atomic<bool> wrote{false};
+
+   private:
+    Bench& b_;
+  };
+  void watch_is_kept_while_caches_write() {
+    Bench b(Layout(4 * K, 4 * K, 1), 64 * K);
+    OtherClient other(b.memory, 4200);
+    b.set_view({.size = 64 * K, .lockable = true});
+    b.image->refresh();
+    b.write("a", 0);
+    const auto keeper = std::make_shared<SlowKeeper>(b);
+    b.image->promise()->add_keeper(keeper);
+    b.store.keep_watches_for(300ms);
+    other.take();
+    CPPUNIT_ASSERT(keeper->wrote);
+    CPPUNIT_ASSERT_EQUAL(std::string("kept"), b.read(4, 8 * K));
   }
 
   void noise_in_the_header() {

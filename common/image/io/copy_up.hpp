@@ -19,8 +19,9 @@
 // first as with librbd, because librbd's flatten goes by it: what it calls
 // existing is not copied from the parent, which is gone afterwards.  (A
 // rollback makes a snapshot's map the head's.)
-// What others find when this process dies after each step, is what is said
-// there.
+// So when this process dies after 1 or 2, the maps say "pending" of an object
+// that is not there, and it is read from the parent; after 3, the same of one
+// that is there with the parent's data; after 4, of one that is changed.
 
 #ifndef NBDRADOS_IMAGE_IO_COPY_UP_HPP
 #define NBDRADOS_IMAGE_IO_COPY_UP_HPP

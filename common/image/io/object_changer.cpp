@@ -7,7 +7,7 @@
 #include <optional>
 #include <vector>
 
-#include "image/io/chunks.hpp"
+#include "image/chunks.hpp"
 #include "rados/tuning.hpp"
 
 namespace nbdrados {

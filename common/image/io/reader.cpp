@@ -8,7 +8,7 @@
 #include <memory>
 #include <vector>
 
-#include "image/io/chunks.hpp"
+#include "image/chunks.hpp"
 #include "image/parent_link.hpp"
 
 namespace nbdrados {

@@ -8,7 +8,7 @@
 #include <string>
 #include <utility>
 
-#include "image/io/chunks.hpp"
+#include "image/chunks.hpp"
 #include "rados/error.hpp"
 #include "rados/tuning.hpp"
 
@@ -145,11 +145,12 @@ class ZeroExtents final : public ObjectChange {
 /// Whole objects.
 class ClearObjects final : public ObjectChange {
  public:
+  /// Those from `first` on.
   explicit ClearObjects(std::uint64_t first) : first_(first) {}
   explicit ClearObjects(std::span<const std::uint64_t> numbers)
-      : numbers_(numbers) {}
+      : numbers_(numbers.data()) {}
   ObjectTarget target(std::size_t i) const override {
-    return {.object_no = numbers_.empty() ? first_ + i : numbers_[i],
+    return {.object_no = numbers_ == nullptr ? first_ + i : numbers_[i],
             .effect = Effect::clear,
             .whole = true};
   }
@@ -157,7 +158,7 @@ class ClearObjects final : public ObjectChange {
 
  private:
   const std::uint64_t first_ = 0;
-  const std::span<const std::uint64_t> numbers_;
+  const std::uint64_t* const numbers_ = nullptr;
 };
 
 }  // namespace

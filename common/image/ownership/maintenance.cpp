@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <exception>
 #include <string>
+#include <system_error>
 #include <utility>
 
 #include "image/verdict.hpp"
@@ -18,7 +20,7 @@ Maintenance::Maintenance(ImageCore& core)
       lock_(core.state.writable() ? core.format->lock() : nullptr),
       turns_(core.options.lock_wait),
       watch_(core, *this) {
-  if (!core_.traits.header_oid.empty()) watch_.make();
+  if (is_watched()) watch_.make();
   if (const auto until = core_.format->locked_until())
     core_.state.guard_until(*until);
 }
@@ -212,8 +214,11 @@ void Maintenance::run() {
       serve(work);
     } catch (const std::exception& e) {
       core_.log(about(core_.traits.name, e.what()));
+      // Whatever was left undone is done when the watch is made anew.
+      const bool lost = core_.state.lost().has_value();
       const std::scoped_lock lock(mutex_);
-      if (work_.lost_watch == 0 && watch_) work_.lost_watch = ETIMEDOUT;
+      if (work_.lost_watch == 0 && is_watched() && !lost)
+        work_.lost_watch = ETIMEDOUT;
     }
   }
 }
@@ -232,8 +237,8 @@ void Maintenance::serve(const Work& work) {
     release();
     return;
   }
-  // There is no watch any more after a verdict, which writers get.
-  if (work.try_lock && watch_)
+  // After a verdict, which writers get, nothing is taken any more.
+  if (work.try_lock && watch_ && !core_.state.lost())
     try_lock();
   else
     release_again();
@@ -302,7 +307,10 @@ void Maintenance::restore_watch(const std::string& why) {
   core_.state.hold_writes();
   watch_.retire();
   const auto forget_former = [this] {
-    watch_.forget_former();
+    // One of them may be what the lock names: then it stays until that has
+    // been given back, or others take the owner for dead.
+    release_again();
+    if (!left()) watch_.forget_former();
     // It may have been said of them only now.
     const std::scoped_lock lock(mutex_);
     work_.lost_watch = 0;
@@ -397,6 +405,8 @@ void Maintenance::take() {
   {
     const std::scoped_lock lock(mutex_);
     turns_.free();
+    // Who came meanwhile has been woken.
+    lock_wanted_ = false;
   }
   lock_->announce_acquired(watch_.cookie());
 }
@@ -434,13 +444,48 @@ void Maintenance::try_lock() {
   }
 }
 
+/// Caches write what they have, through requests of other threads.  These wait
+/// where the OSD may have dropped the watch, which this thread keeps: so it goes
+/// on with that.
+void Maintenance::ask_keepers() {
+  const Promise& promise = *core_.state.promise();
+  bool done = false;  // guarded by mutex_
+  std::thread asker;
+  try {
+    asker = std::thread([&] {
+      promise.give_up();
+      {
+        const std::scoped_lock lock(mutex_);
+        done = true;
+      }
+      wake_.notify_all();
+    });
+  } catch (const std::system_error&) {
+    promise.give_up();
+    return;
+  }
+  std::unique_lock lock(mutex_);
+  while (!wake_.wait_for(lock, LockTurns::interval, [&] { return done; })) {
+    lock.unlock();
+    try {
+      if (const int code = watch_ ? watch_.check() : 0; code != 0)
+        restore_watch("the watch on the header is broken: " +
+                      error_text(code));
+    } catch (const std::exception& e) {
+      core_.log(about(core_.traits.name, e.what()));
+    }
+    lock.lock();
+  }
+  lock.unlock();
+  asker.join();
+}
+
 /// Ends the ownership of the lock: no request relies on it any more, the object
 /// map is given back, then the lock.  Of what is somebody else's already,
 /// nothing is sent.
 void Maintenance::release() {
-  // Caches write what they have, through requests of other threads.  None of
-  // those waits for this thread: no writes are held now, or all of them fail.
-  if (held()) core_.state.promise()->give_up();
+  if (held() && core_.state.promise()->tenure() != 0 && !core_.state.lost())
+    ask_keepers();
   try {
     const std::shared_ptr<ObjectMap> map = core_.state.end_tenure();
     if (!held()) return;
@@ -465,6 +510,7 @@ void Maintenance::release_again() {
   if (!left()) return;
   try {
     lock_->release();
+    watch_.forget_former();
     if (watch_) lock_->announce_released(watch_.cookie());
   } catch (const Error&) {
     // It is still left.

@@ -103,6 +103,9 @@ class Maintenance final : public WatchHandler {
   void acknowledge(std::uint64_t notify_id, std::uint64_t cookie,
                    std::string_view answer);
 
+  [[nodiscard]] bool is_watched() const noexcept {
+    return !core_.traits.header_oid.empty();
+  }
   [[nodiscard]] bool owns() const noexcept {
     return lock_ != nullptr && lock_->owns();
   }
@@ -115,6 +118,7 @@ class Maintenance final : public WatchHandler {
   [[nodiscard]] bool may_ask();
   void try_lock();
   void take();
+  void ask_keepers();
   void release();
   void release_again();
 

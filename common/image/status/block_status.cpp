@@ -7,7 +7,7 @@
 #include <memory>
 #include <utility>
 
-#include "image/io/chunks.hpp"
+#include "image/chunks.hpp"
 #include "image/parent_link.hpp"
 #include "image/status/map_learner.hpp"
 #include "layout/sectors.hpp"

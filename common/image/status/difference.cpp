@@ -7,7 +7,7 @@
 #include <chrono>
 #include <optional>
 
-#include "image/io/chunks.hpp"
+#include "image/chunks.hpp"
 #include "image/verdict.hpp"
 #include "layout/ranges.hpp"
 #include "layout/sectors.hpp"
@@ -388,7 +388,8 @@ std::vector<Difference::Extent> Difference::find(const State& state,
     at = stop;
     if ((one && list.size() > 1) || spent(Image::extents_time)) break;
     // Longer steps, as long as they are quick.
-    if (!spent(Image::extents_time / 8)) units = std::min(units * 4, most_units);
+    if (!spent(Image::extents_time / 8))
+      units = std::min(units * 4, most_units);
   }
   cut(list, offset, offset + length);
   if (one && list.size() > 1) list.resize(1);

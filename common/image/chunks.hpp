@@ -3,8 +3,8 @@
 // How a request is cut, so that its memory and what it has in flight are
 // bounded.
 
-#ifndef NBDRADOS_IMAGE_IO_CHUNKS_HPP
-#define NBDRADOS_IMAGE_IO_CHUNKS_HPP
+#ifndef NBDRADOS_IMAGE_CHUNKS_HPP
+#define NBDRADOS_IMAGE_CHUNKS_HPP
 
 #include <algorithm>
 #include <cstddef>

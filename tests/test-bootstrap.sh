@@ -15,7 +15,7 @@ export HOME=$tmp/home NBDRADOS_MIRROR=http://mirror.example/debian
 mkdir "$HOME" "$tmp/bin" "$tmp/bare" "$tmp/tree" "$tmp/tree/tests"
 system=$HOME/.cache/nbdkit-rados/trixie
 cp "$tests_srcdir/../bootstrap" "$tmp/tree"
-cp "$tests_srcdir"/{in-system,test-run.sh,test-object-map.sh,test-clocks.sh} \
+cp "$tests_srcdir"/{in-system,test-{run,object-map,old-and-new,clocks}.sh} \
   "$tmp/tree/tests"
 mkdir "$tmp/tree/tests/unit"
 cp "$tests_srcdir/unit/test-image.cpp" "$tmp/tree/tests/unit"
@@ -165,6 +165,7 @@ SCRIPT
 stand_in make <<'SCRIPT'
 echo "$*" >>"$HOME/made-here"
 [[ "$*" == *" check"* && "$*" != *TESTS= ]] || exit 0
+echo "${NBDRADOS_SYSTEMS:--}" >>"$HOME/systems-here"
 [ ! -e "$HOME/no-results" ] || exit 2
 mkdir -p build/check/tests
 echo ":test-result: PASS" >build/check/tests/test-run.trs
@@ -236,6 +237,9 @@ for suite in $others; do
   grep -q "nbdkit-rados/$suite env .* ./bootstrap check --quick$" "$HOME/ran" ||
     die "the tests in $suite: $(cat "$HOME/ran")"
 done
+# At last the test that uses them, which did nothing before.
+assert_match "check TESTS=test-old-and-new.sh" "$(tail -n 1 "$HOME/made-here")"
+assert_eq "/nonexistent -" "$(tail -n 2 "$HOME/systems-here" | xargs)"
 in_systems 1 "$((1 + n)) passed, $n failed, 0 skipped" test-run.sh
 assert_eq "$n" "$(grep -c " ./bootstrap build test-run.sh$" "$HOME/ran")" "built"
 # One that cannot be built has failed, one that cannot be made is skipped, or one

@@ -3,8 +3,8 @@
 #
 # Old and new side by side: this plugin on the Ceph of each other release of
 # Debian that "bootstrap check --in" has made, and their plugins on this
-# system's Ceph.  Images, snapshots and clones are made and checked by the rbd of
-# the cluster.
+# system's Ceph.  Images, snapshots and clones are made and checked by the rbd
+# of the cluster.
 
 source "$(dirname "$0")/functions.sh" || exit 1
 requires_plugin
@@ -58,8 +58,8 @@ make_user() {
     type=(--key-type aes)
   fi
   # The monitor needs a moment to follow that.
-  wait_until 20 ceph auth get-or-create "client.$1" mon 'profile rbd' osd 'profile rbd' \
-    "${type[@]}" -o "$keyring"
+  wait_until 20 ceph auth get-or-create "client.$1" mon 'profile rbd' \
+    osd 'profile rbd' "${type[@]}" -o "$keyring"
 }
 
 # side_by_side: the plugin $nbdkit on the cluster of $ceph_system.

@@ -240,7 +240,10 @@ done
 # At last the test that uses them, which did nothing before.
 assert_match "check TESTS=test-old-and-new.sh" "$(tail -n 1 "$HOME/made-here")"
 assert_eq "/nonexistent -" "$(tail -n 2 "$HOME/systems-here" | xargs)"
-in_systems 1 "$((1 + n)) passed, $n failed, 0 skipped" test-run.sh
+CCACHE_DIR=$tmp/ccache \
+  in_systems 1 "$((1 + n)) passed, $n failed, 0 skipped" test-run.sh
+assert_eq "$((2 * n))" "$(grep -c " CCACHE_DIR=/ccache .*-run.sh$" "$HOME/ran")" \
+  "compilers with ccache"
 assert_eq "$n" "$(grep -c " ./bootstrap build test-run.sh$" "$HOME/ran")" "built"
 # One that cannot be built has failed, one that cannot be made is skipped, or one
 # for which there is no time.

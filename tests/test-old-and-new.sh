@@ -131,6 +131,7 @@ side_by_side() {
 
 own_nbdkit=("${nbdkit[@]}")
 for suite in "${made[@]}"; do
+  at_exit rmdir "'$systems/$suite$tmp'"
   there=("$tests_srcdir/in-root" "$systems/$suite" "$tmp")
   say "this plugin on the Ceph of $suite"
   nbdkit=("${own_nbdkit[@]}") ceph_system=("${there[@]}")

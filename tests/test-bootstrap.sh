@@ -68,7 +68,7 @@ stand_in debootstrap <<'SCRIPT'
 echo "$@" "${http_proxy-}" >>"$HOME/made"
 mkdir -p "$4"/{etc/apt/apt.conf.d,usr/sbin,tmp,var/tmp,proc,sys,dev}
 ln -s "$HOME/of-the-machine" "$4/etc/resolv.conf"
-[ ! -e "$HOME/fail" ]
+[ ! -e "$HOME/fail" ] || { echo "E: no such server"; exit 1; }
 SCRIPT
 stand_in unshare <<'SCRIPT'
 while [[ $1 == --* ]]; do shift; done
@@ -252,9 +252,15 @@ in_systems 1 "1 passed, $n failed, 0 skipped"
 rm -rf "$HOME/.cache"
 touch "$HOME/fail"
 in_systems 0 "1 passed, 0 failed, $n skipped"
-assert_match "^skipped: forky:build: .* made: failed after .* Making a system" \
+assert_match "^skipped: forky:build: .*Making .*failed after .*no such server" \
   "$output"
 rm "$HOME/fail"
+# One who is not root cannot have them.
+echo 'exit 1' | stand_in sudo
+echo 'echo 1000' | stand_in id
+in_systems 0 "1 passed, 0 failed, $n skipped"
+assert_match "^skipped: forky:build: .*root or sudo without a password" "$output"
+echo 'echo 0' | stand_in id
 NBDRADOS_BUDGET=0 CI=true in_systems 0 "1 passed, 0 failed, $n skipped"
 assert_match "^skipped: forky:build: .*: no time for this system" "$output"
 # Whatever there is, what fails here has failed.

@@ -15,8 +15,9 @@ requires unshare --mount true
 
 systems=${NBDRADOS_SYSTEMS:-${XDG_CACHE_HOME:-$HOME/.cache}/nbdkit-rados}
 made=()
+plugin=src/build/check/plugins/rados/.libs/nbdkit-rados-plugin.so
 for suite in bookworm trixie forky; do
-  [ -e "$systems/$suite/src/build/check/run" ] || continue
+  [ -e "$systems/$suite/$plugin" ] || continue
   # Not while it is being made, nor while its tests run.
   exec {lock}<"$systems/$suite.lock"
   if flock -s -n "$lock"; then made+=("$suite"); fi

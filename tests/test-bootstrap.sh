@@ -252,17 +252,17 @@ in_systems 1 "1 passed, $n failed, 0 skipped"
 rm -rf "$HOME/.cache"
 touch "$HOME/fail"
 in_systems 0 "1 passed, 0 failed, $n skipped"
-assert_match "^skipped: forky:build: .*Making .*failed after .*no such server" \
+assert_match "^skipped: $suite:build: .*Making .*failed after .*no such server" \
   "$output"
 rm "$HOME/fail"
 # One who is not root cannot have them.
 echo 'exit 1' | stand_in sudo
 echo 'echo 1000' | stand_in id
 in_systems 0 "1 passed, 0 failed, $n skipped"
-assert_match "^skipped: forky:build: .*root or sudo without a password" "$output"
+assert_match "^skipped: $suite:build: .*root or sudo without a password" "$output"
 echo 'echo 0' | stand_in id
 NBDRADOS_BUDGET=0 CI=true in_systems 0 "1 passed, 0 failed, $n skipped"
-assert_match "^skipped: forky:build: .*: no time for this system" "$output"
+assert_match "^skipped: $suite:build: .*: no time for this system" "$output"
 # Whatever there is, what fails here has failed.
 touch "$HOME/no-results"
 in_systems 1 "0 passed, $n failed, 0 skipped"

@@ -365,8 +365,8 @@ class Client {
   }
 
   /// A server may say less than it could, and ours does so when it has taken
-  /// long, on a busy machine after a step.  Then, as clients do, the next request
-  /// begins where the answer ended.
+  /// long, on a busy machine after a step.  Then, as clients do, the next
+  /// request begins where the answer ended.
   void status(const Words& words, u64 at, u64 length) {
     const bool compare = words.at(0) == "extents";
     const u64 wanted = compare ? length_of(words.at(3)) : 0;

@@ -292,6 +292,9 @@ same_qemu_copy() {
 
 # -------------------------------------------------------------------- ceph
 
+# What runs the programs of Ceph; another system's with in-root.
+ceph_system=(env)
+
 # start_ceph [OPTION...]: a throw-away cluster (options of mini-ceph start).
 # Sets $ceph_conf and $ceph_dir and exports CEPH_CONF, so that rbd, rados and
 # ceph talk to it.
@@ -299,7 +302,10 @@ start_ceph() {
   requires_program ceph rados rbd ceph-mon ceph-mgr ceph-osd
   ceph_dir=$tmp/ceph${#ceph_dirs[@]}
   ceph_dirs+=("$ceph_dir")
-  "$mini_ceph" start "$ceph_dir" "$@" >"$ceph_dir.out" 2>"$ceph_dir.err" || {
+  # Another system sees only the temporary folder.
+  cp "$mini_ceph" "$tmp/mini-ceph"
+  "${ceph_system[@]}" "$tmp/mini-ceph" start "$ceph_dir" "$@" \
+    >"$ceph_dir.out" 2>"$ceph_dir.err" || {
     cat "$ceph_dir.out" "$ceph_dir.err" >&2
     die "mini-ceph does not start"
   }
@@ -405,7 +411,7 @@ retry_abort() {
     # and of 4 GiB.
     (
       ulimit -f $((4 << 20))
-      exec timeout 60 "$@"
+      exec timeout 60 "${ceph_system[@]}" "$@"
     ) 2>"$tmp/retry.err" || status=$?
     [ "$status" -ge 128 ] || break
     say "attempt $i of '$*' ended with $status"

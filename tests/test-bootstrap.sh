@@ -1,20 +1,24 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: BSD-3-Clause
 #
-# bootstrap check --in: what it refuses, and, with stand-ins for the programs
-# that change the machine, what it makes of a system, when it believes one that
-# is there, what goes in and what comes out.  As root also that no mount and no
-# process is left.
+# bootstrap check: what it refuses, and, with stand-ins for the programs that
+# change the machine, what it builds for which tests.  --in: what it makes of a
+# system, when it believes one that is there, what goes in and what comes out.
+# --systems: what counts as a result.  As root also that no mount and no process
+# is left.
 
 source "$(dirname "$0")/functions.sh" || exit 1
 
 is_root=$(id -u)
-unset CI XDG_CACHE_HOME http_proxy ${!NBDRADOS_*}
+unset CI CCACHE_DIR CXXFLAGS RANDOM_OPS XDG_CACHE_HOME http_proxy ${!NBDRADOS_*}
 export HOME=$tmp/home NBDRADOS_MIRROR=http://mirror.example/debian
 mkdir "$HOME" "$tmp/bin" "$tmp/bare" "$tmp/tree" "$tmp/tree/tests"
 system=$HOME/.cache/nbdkit-rados/trixie
 cp "$tests_srcdir/../bootstrap" "$tmp/tree"
-cp "$tests_srcdir"/{in-system,test-run.sh} "$tmp/tree/tests"
+cp "$tests_srcdir"/{in-system,test-{run,object-map,old-and-new,clocks}.sh} \
+  "$tmp/tree/tests"
+mkdir "$tmp/tree/tests/unit"
+cp "$tests_srcdir/unit/test-image.cpp" "$tmp/tree/tests/unit"
 cd "$tmp/tree"
 
 # stand_in NAME <SCRIPT: the program that is found for that name.
@@ -26,7 +30,7 @@ PATH=$tmp/bin:$PATH
 
 # What is wrong is said before anything is done.
 for wrong in "--in" "--in sid" "--in=trixie" "--in trixie none.sh" \
-    "test-run" "unit/test-run"; do
+    "--quick test-run.sh" "--systems --in trixie" "test-run" "unit/test-run"; do
   # shellcheck disable=SC2086
   EXPECT_STATUS=2 expect_fail "no such test|needs one of: bookworm" \
     ./bootstrap check $wrong
@@ -64,7 +68,7 @@ stand_in debootstrap <<'SCRIPT'
 echo "$@" "${http_proxy-}" >>"$HOME/made"
 mkdir -p "$4"/{etc/apt/apt.conf.d,usr/sbin,tmp,var/tmp,proc,sys,dev}
 ln -s "$HOME/of-the-machine" "$4/etc/resolv.conf"
-[ ! -e "$HOME/fail" ]
+[ ! -e "$HOME/fail" ] || { echo "E: no such server"; exit 1; }
 SCRIPT
 stand_in unshare <<'SCRIPT'
 while [[ $1 == --* ]]; do shift; done
@@ -72,6 +76,10 @@ exec "$@"
 SCRIPT
 stand_in mount </dev/null
 stand_in mknod </dev/null
+EXPECT_STATUS=125 expect_fail "there is no namespace" \
+  tests/in-system trixie "$tmp/x" true
+# Each process has a namespace of its own.
+echo 'echo $$' | stand_in readlink
 stand_in chroot <<'SCRIPT'
 echo "$*" >>"$HOME/ran"
 [[ "$*" == *" sh -c "* ]] || exit 0
@@ -147,9 +155,121 @@ EXPECT_STATUS=125 expect_fail "is no system that .* made: remove it" \
   ./bootstrap check --in trixie
 [ -e "$system/etc/hosts" ] || die "a folder of somebody else was removed"
 
+# What is built here is what the tests need.
+touch configure.ac
+mkdir m4
+stand_in autoreconf <<'SCRIPT'
+printf '#!/bin/sh\necho "$@" >$HOME/configured\n' >configure
+chmod +x configure
+SCRIPT
+stand_in make <<'SCRIPT'
+echo "$*" >>"$HOME/made-here"
+[[ "$*" == *" check"* && "$*" != *"TESTS= "* ]] || exit 0
+echo "${NBDRADOS_SYSTEMS:--}" >>"$HOME/systems-here"
+[ ! -e "$HOME/no-results" ] || exit 2
+mkdir -p build/check/tests
+echo ":test-result: PASS" >build/check/tests/test-run.trs
+SCRIPT
+
+# builds WHAT-MAKE-IS-TOLD TEST...
+builds() {
+  : >"$HOME/made-here"
+  ./bootstrap check "${@:2}" >"$tmp/output" 2>&1 || die "$(cat "$tmp/output")"
+  assert_eq "1 passed, 0 failed, 0 skipped" "$(tail -n 1 "$tmp/output")"
+  assert_eq "-j2 -k -C build/check$1" "$(tail -n 1 "$HOME/made-here")" "make"
+  assert_eq "$1 TESTS= CXXFLAGS=-g -O1" \
+    "$(tail -n 2 "$HOME/made-here" | sed -n '1s/.*build\/check//p')" "make"
+}
+# shellcheck disable=SC2016
+{
+  builds " check"
+  builds "/tests check TESTS=test-run.sh \
+check_PROGRAMS=nbd-expect nbd-random-ops" test-run.sh
+  builds "/tests check TESTS=unit/test-image test-object-map.sh \
+check_PROGRAMS=nbd-expect nbd-random-ops rbd-classes unit/test-image" \
+    unit/test-image test-object-map.sh
+  builds "/tests check TESTS=test-clocks.sh \
+check_PROGRAMS=\$(unit_programs) nbd-expect nbd-random-ops" test-clocks.sh
+  builds '/tests check TESTS=$(unit_tests) $(quick_scripts) $(system_scripts)' \
+    --quick
+}
+assert_eq "--enable-werror" "$(cat "$HOME/configured")" "configure"
+CCACHE_DIR=$tmp/ccache ./bootstrap build test-run.sh >"$tmp/output"
+if command -v ccache >/dev/null; then
+  assert_eq "CXX=ccache g++ --enable-werror" "$(cat "$HOME/configured")"
+fi
+
+# The other systems are made and built first, and then run the same tests or the
+# quick ones; a result of each is one of the whole.
+stand_in chroot <<'SCRIPT'
+[[ "$*" == *" sh -c "* ]] || exit 0
+echo "$*" >>"$HOME/ran"
+case $* in
+  *" ./bootstrap build "*) exit "$(cat "$HOME/build-status")" ;;
+  *" ./bootstrap check "*)
+    mkdir -p "$1/src/build/check/tests"
+    echo ":test-result: FAIL" >"$1/src/build/check/tests/test-run.trs"
+    echo "why it failed in $1" >"$1/src/build/check/tests/test-run.log"
+    echo "FAIL: test-run.sh"
+    exit 1
+    ;;
+esac
+SCRIPT
+rm -rf "$HOME/.cache"
+others=$(printf '%s\n' bookworm trixie forky |
+  grep -vxF "$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)")
+n=$(wc -l <<<"$others")
+# in_systems STATUS LAST-LINE: bootstrap check --systems.
+in_systems() {
+  : >"$HOME/ran"
+  status=0
+  output=$(./bootstrap check --systems "${@:3}" 2>&1 </dev/null) || status=$?
+  assert_eq "$2" "${output##*$'\n'}" "last line: $output"
+  assert_eq "$1" "$status" "exit status: $output"
+}
+echo 0 >"$HOME/build-status"
+in_systems 1 "$((1 + n)) passed, $n failed, 0 skipped"
+for suite in $others; do
+  assert_match "^PASS: $suite:build" "$output"
+  assert_match "^FAIL: $suite:test-run.sh" "$output"
+  assert_match "=== failed: $suite:tests/test-run, end of" "$output"
+  assert_match "why it failed in $HOME/.cache/nbdkit-rados/$suite" "$output"
+  grep -q "nbdkit-rados/$suite env .* ./bootstrap check --quick$" "$HOME/ran" ||
+    die "the tests in $suite: $(cat "$HOME/ran")"
+done
+# At last the test that uses them, which did nothing before.
+assert_match "check TESTS=test-old-and-new.sh" "$(tail -n 1 "$HOME/made-here")"
+assert_eq "/nonexistent -" "$(tail -n 2 "$HOME/systems-here" | xargs)"
+CCACHE_DIR=$tmp/ccache \
+  in_systems 1 "$((1 + n)) passed, $n failed, 0 skipped" test-run.sh
+assert_eq "$((2 * n))" "$(grep -c " CCACHE_DIR=/ccache .*-run.sh$" "$HOME/ran")" \
+  "compilers with ccache"
+assert_eq "$n" "$(grep -c " ./bootstrap build test-run.sh$" "$HOME/ran")" "built"
+# One that cannot be built has failed, one that cannot be made is skipped, or one
+# for which there is no time.
+echo 2 >"$HOME/build-status"
+in_systems 1 "1 passed, $n failed, 0 skipped"
+rm -rf "$HOME/.cache"
+touch "$HOME/fail"
+in_systems 0 "1 passed, 0 failed, $n skipped"
+assert_match "^skipped: $suite:build: .*Making .*failed after .*no such server" \
+  "$output"
+rm "$HOME/fail"
+# One who is not root cannot have them.
+echo 'exit 1' | stand_in sudo
+echo 'echo 1000' | stand_in id
+in_systems 0 "1 passed, 0 failed, $n skipped"
+assert_match "^skipped: $suite:build: .*root or sudo without a password" "$output"
+echo 'echo 0' | stand_in id
+NBDRADOS_BUDGET=0 CI=true in_systems 0 "1 passed, 0 failed, $n skipped"
+assert_match "^skipped: $suite:build: .*: no time for this system" "$output"
+# Whatever there is, what fails here has failed.
+touch "$HOME/no-results"
+in_systems 1 "0 passed, $n failed, 0 skipped"
+
 # Killed, it leaves no mount and no process: at the end of the last one that
 # has the pipe open the pipe ends.
-rm "$tmp/bin"/{unshare,mount,mknod}
+rm "$tmp/bin"/{unshare,mount,mknod,readlink,make}
 if [ "$is_root" -ne 0 ] || ! unshare --mount --pid --fork true; then
   say "not tried: namespaces, which root can make, but not everywhere"
   exit 0

@@ -9,7 +9,7 @@ source "$(dirname "$0")/functions.sh" || exit 1
 requires_program nbdkit g++
 # Under test here is the client.
 unset NBDKIT_VALGRIND
-requires_built "$random_ops"
+requires_built "$random_ops" "$nbd_expect"
 
 # serve NBDKIT-ARGUMENT...: any plugin of nbdkit, not the one that was built.
 serve() {
@@ -91,3 +91,16 @@ done
 status=0
 "$random_ops" "nbd+unix:///?socket=$tmp/nothing" >/dev/null 2>&1 || status=$?
 assert_eq 2 "$status" "status without a server"
+
+# nbd-expect asks for the rest of block status that comes in parts, and is loud
+# when there is more than was wanted.
+serve eval get_size='echo 1048576' pread='head -c $3 /dev/zero' \
+  can_extents='exit 0' extents='
+    n=$((65536 - $4 % 65536))
+    [ $n -le $3 ] || n=$3
+    if [ $4 -lt 524288 ]; then echo $4 $n hole,zero; else echo $4 $n zero; fi'
+"$nbd_expect" "nbd+unix:///?socket=$socket" \
+  extents 0 1M 524288:hole,524288:zero , extents 64K 256K 262144:hole
+expect_fail "wanted 65000:hole, got 65536:hole" "$nbd_expect" \
+  "nbd+unix:///?socket=$socket" extents 0 1M 65000:hole
+unserve

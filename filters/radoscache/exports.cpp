@@ -11,6 +11,8 @@
 #include <cstring>
 #include <exception>
 
+#include "nbdkit/log.hpp"
+
 namespace nbdrados {
 
 namespace {
@@ -48,9 +50,9 @@ Exports::Export::~Export() { lose(); }
 
 void Exports::Export::report_loss(std::uint64_t bytes) const noexcept {
   if (bytes != 0)
-    nbdkit_error("radoscache: export \"%s\": %" PRIu64
-                 " bytes that clients have written are lost",
-                 name_.c_str(), bytes);
+    log_error("radoscache: export \"%s\": %" PRIu64
+              " bytes that clients have written are lost",
+              name_.c_str(), bytes);
 }
 
 void Exports::Export::lose() noexcept {
@@ -109,9 +111,9 @@ void Exports::Export::give_up(std::uint64_t tenure) noexcept {
   const std::uint64_t bytes = writes_->statistics().lost - lost;
   if (bytes == 0) return;
   if (r != 0)
-    nbdkit_error("radoscache: export \"%s\": what clients have written cannot "
-                 "be written below before the image's lock ends: %s",
-                 name_.c_str(), std::strerror(r));
+    log_error("radoscache: export \"%s\": what clients have written cannot "
+              "be written below before the image's lock ends: %s",
+              name_.c_str(), std::strerror(r));
   report_loss(bytes);
 }
 

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "nbdkit/parameters.hpp"
+#include "nbdkit/printable.hpp"
 #include "rados/error.hpp"
 
 namespace nbdrados {
@@ -46,11 +47,6 @@ std::string_view take_last_word(std::string_view& text) {
   text = blank == std::string_view::npos ? std::string_view()
                                          : trimmed(text.substr(0, blank));
   return word;
-}
-
-bool is_control(char c) {
-  const auto byte = static_cast<unsigned char>(c);
-  return (byte < 0x20 && c != '\t') || byte == 0x7f;
 }
 
 std::optional<IpAddress> parse_address(const std::string& text) {
@@ -122,7 +118,6 @@ std::string Peer::text() const {
   add("DN", dn);
   add("issuer", issuer);
   add("context", context);
-  std::ranges::replace_if(out, is_control, '?');
   return out.empty() ? "of which nothing is known" : out;
 }
 

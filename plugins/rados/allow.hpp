@@ -36,7 +36,7 @@ struct Peer {
   std::string dn = {};                   ///< of its TLS certificate
   std::string issuer = {};               ///< who signed that
   std::string context = {};              ///< security context
-  /// For the log: one line.
+  /// For the log.
   [[nodiscard]] std::string text() const;
 };
 

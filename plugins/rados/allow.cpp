@@ -92,6 +92,16 @@ bool matches(const std::string& pattern, const std::string& name) {
   return r == 0;
 }
 
+/// Whether it can match a name that begins so, and goes on without '/'.  Then a
+/// part of it matches the beginning, the last '*' of that perhaps more.
+bool matches_any(const std::string& pattern, const std::string& beginning) {
+  for (std::size_t part = 0; part <= pattern.size(); ++part)
+    if (pattern.find('/', part) == std::string::npos &&
+        matches(pattern.substr(0, part), beginning))
+      return true;
+  return false;
+}
+
 }  // namespace
 
 void IpNetwork::normalise() {
@@ -202,6 +212,13 @@ Access AccessList::access(const Peer& peer,
     if (rule.is_for(peer) && matches(rule.pattern, export_name))
       return rule.access;
   return Access::none;
+}
+
+bool AccessList::access_to_any(const Peer& peer,
+                               const std::string& beginning) const {
+  return std::ranges::any_of(rules_, [&](const Rule& rule) {
+    return rule.is_for(peer) && matches_any(rule.pattern, beginning);
+  });
 }
 
 }  // namespace nbdrados

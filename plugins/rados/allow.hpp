@@ -64,6 +64,11 @@ class AccessList {
   [[nodiscard]] Access access(const Peer& peer,
                               const std::string& export_name) const;
 
+  /// Whether there can be an export whose name begins so, with its '/' if it
+  /// has one, and that the client may open.  Throws as access().
+  [[nodiscard]] bool access_to_any(const Peer& peer,
+                                   const std::string& beginning) const;
+
  private:
   struct Rule {
     Kind kind = Kind::any;

@@ -9,7 +9,6 @@
 #include <cerrno>
 #include <utility>
 
-#include "formats/listing.hpp"
 #include "nbdkit/log.hpp"
 #include "nbdkit/parameters.hpp"
 #include "rados/error.hpp"
@@ -233,25 +232,14 @@ void Gateway::release(std::shared_ptr<Slot> slot) noexcept {
   if (it != slots_.end() && it->second.use_count() == 1) slots_.erase(it);
 }
 
-std::vector<std::string> Gateway::list(
-    const std::function<bool(const std::string&)>& shown) {
+std::vector<std::string> Gateway::list(Shown shown) {
   if (config_.list == ListMode::none) return {};
   ListOptions options = list_options(config_);
   options.snapshots = config_.list == ListMode::all;
-  // What is not shown must not take the place of what is.
-  if (config_.allow) options.most = ListOptions().most;
-  auto names =
-      clients_.with_cluster([&](const std::shared_ptr<Cluster>& cluster) {
-        return list_images(cluster, config_.pool, config_.name_space, options);
-      });
-  std::erase_if(names, [&](const std::string& name) { return !shown(name); });
-  if (names.size() > most_exports) {
-    nbdkit_error("pool '%s': only the first %zu of %zu exports that a client "
-                 "may open are listed",
-                 config_.pool.c_str(), most_exports, names.size());
-    names.resize(most_exports);
-  }
-  return names;
+  options.shown = std::move(shown);
+  return clients_.with_cluster([&](const std::shared_ptr<Cluster>& cluster) {
+    return list_images(cluster, config_.pool, config_.name_space, options);
+  });
 }
 
 std::optional<std::string> Gateway::only_image() {

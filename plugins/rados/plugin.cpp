@@ -205,6 +205,10 @@ class Rights {
     return config->allow ? config->allow->access(peer_, listed)
                          : Access::write;
   }
+  /// Whether a listed name that begins so may be one that it may open.
+  [[nodiscard]] bool to_any(const std::string& beginning) const {
+    return !config->allow || config->allow->access_to_any(peer_, beginning);
+  }
   /// Throws Error(EPERM) where the client may not open the export; the same
   /// whether there is one of that name or not.
   [[nodiscard]] Access require(const std::string& export_name) const {
@@ -246,7 +250,10 @@ int list_exports(int /*readonly*/, int /*is_tls*/,
         throw Error(errno, "cannot add an export");
       return 0;
     }
-    for (const std::string& name : gateway->list(shown))
+    const auto any_shown = [&](const std::string& beginning) {
+      return rights.to_any(beginning);
+    };
+    for (const std::string& name : gateway->list({shown, any_shown}))
       if (nbdkit_add_export(exports, name.c_str(), nullptr) == -1)
         throw Error(errno, "cannot add export " + name);
     return 0;

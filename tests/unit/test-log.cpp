@@ -120,7 +120,8 @@ class LogTest : public CppUnit::TestFixture {
       errno = EBUSY;
     }
     CPPUNIT_ASSERT_EQUAL(EBUSY, errno);
-    CPPUNIT_ASSERT(logged() == (Lines{"image 'secret'", "image 'other'", last}));
+    CPPUNIT_ASSERT(logged() ==
+                   (Lines{"image 'secret'", "image 'other'", last}));
     // Once is enough.
     { const LastLine l; }
     CPPUNIT_ASSERT(logged().empty());

@@ -148,7 +148,10 @@ std::shared_ptr<Exports::Export> Exports::use(
     // The one in *list_, the one in *next.  Earlier lists only add to it.
     const bool unused = e->use_count() <= 2;
     const bool dirty = (*e)->writes_ && !(*e)->writes_->empty();
-    if ((*e)->name() == name) (*e)->retired_ = true;
+    // One of a promise that is in use is still that disk: the plugin may have
+    // an image for those who read beside the one for those who write.
+    const bool known = !unused && (*e)->promise_ && (*e)->promise_ != promise;
+    if ((*e)->name() == name && !known) (*e)->retired_ = true;
     if (unused && ((*e)->retired_ || (!dirty && ++idle > most_idle)))
       e = next->erase(e);
   }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
 // The nbdkit filter `radoscache`: keeps blocks of the exports below in
-// memory.  Callbacks and parameters only: common/cache has the cache, exports.hpp
-// what belongs to an export, service.hpp the threads.
+// memory.  Callbacks and parameters only: common/cache has the cache,
+// exports.hpp what belongs to an export, service.hpp the threads.
 //
 // Whether anything may be cached is a question of what else can change the
 // data below.  The rados plugin tells (see coherence.hpp): what it reads from a
@@ -13,8 +13,8 @@
 // In the mode writethrough a request is done when it is done below, so FUA and
 // flush mean what they mean below, and there is nothing to lose.  In the mode
 // writeback small writes are done when they are in memory.  What goes around
-// it (large writes, FUA, zero) makes older data of its range worthless; a flush,
-// and a client that goes, wait until all of it is below.
+// it (large writes, FUA, zero) makes older data of its range worthless; a
+// flush, and a client that goes, wait until all of it is below.
 
 #include <nbdkit-filter.h>
 #include <zlib.h>

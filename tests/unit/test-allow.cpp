@@ -162,6 +162,8 @@ class AllowTest : public CppUnit::TestFixture {
     CPPUNIT_ASSERT(!matched("?*", ""));
     // Names are bytes.
     CPPUNIT_ASSERT(matched("*\xff", "\xfe\xff"));
+    CPPUNIT_ASSERT(matched("??", "\xc3\xa4"));
+    CPPUNIT_ASSERT(!matched("?", "\xc3\xa4"));
   }
 
   // What may match the snapshots of vm1, whatever they are called.

@@ -43,6 +43,9 @@ refused() {
 refused "error: rados: allow=$tmp/rules, line 2: the last word is neither ro" \
   "# comment" "$me *"
 refused "allow=$tmp/rules has no rules" "# $me * rw"
+: >"$tmp/empty"
+expect_fail "allow=$tmp/empty has no rules" "${nbdkit[@]}" -U - rados \
+  pool=rbd allow="$tmp/empty" --run true
 expect_fail "allow=/nonexistent/x: not found" "${nbdkit[@]}" -U - rados \
   pool=rbd allow=/nonexistent/x --run true
 expect_fail "allow=$tmp cannot be read" "${nbdkit[@]}" -U - rados \
@@ -79,9 +82,56 @@ done
 assert_same_bytes "$tmp/secret.answer" "$tmp/absent.answer" "answers"
 grep -q "no rule of allow= lets this client (uid $(id -u), gid $(id -g)) open \
 'secret'" "$nbdkit_log" || die "the log does not say who was refused"
+# A name with an end of a line in it does not make another line.
+may_not_open $'secret\nforged' $'a/b/c\nforged'
+assert_eq 2 "$(grep -c "error: open: .*forged" "$nbdkit_log")" \
+  "lines about the names"
+! grep -q "^forged" "$nbdkit_log" || die "a client has written into the log"
 # Nobody asked the cluster for it.
 ! grep -q "no image.*absent" "$nbdkit_log" || die "a refused name was looked up"
 stop_nbdkit
+
+say "what the log says of a list is not sent with a later error"
+rbd namespace create rbd/hidden
+rbd create --size 4M rbd/hidden/x
+rados -p rbd -N hidden setomapval rbd_directory name_x ""
+serve "$me vm1 ro"
+python3 - "$socket" >"$tmp/reply" <<'END'
+import socket, struct, sys
+s = socket.socket(socket.AF_UNIX)
+s.connect(sys.argv[1])
+
+def read(n):
+    data = s.recv(n, socket.MSG_WAITALL)
+    assert len(data) == n
+    return data
+
+def send(option):
+    s.sendall(b"IHAVEOPT" + struct.pack(">II", option, 0))
+
+def reply():
+    _, _, kind, length = struct.unpack(">QIII", read(20))
+    return kind, read(length)
+
+read(18)
+s.sendall(struct.pack(">I", 3))
+NBD_OPT_LIST, unknown, NBD_REP_ACK, NBD_REP_SERVER = 3, 99, 1, 2
+send(NBD_OPT_LIST)
+assert reply() == (NBD_REP_SERVER, struct.pack(">I", 3) + b"vm1")
+assert reply() == (NBD_REP_ACK, b"")
+send(unknown)
+kind, text = reply()
+assert kind & 0x80000000
+print(text.decode())
+END
+grep -q "the list lacks the images of .*'hidden'" "$nbdkit_log" ||
+  die "nothing was logged that could be sent"
+assert_no_match "hidden|rbd" "$(cat "$tmp/reply")"
+if nbdkit_from 1.42; then
+  assert_eq "more is in the log of the server" "$(cat "$tmp/reply")" "reply"
+fi
+stop_nbdkit
+rados -p rbd -N hidden rm rbd_directory
 
 say "a name in disguise is the same name"
 serve "$me sec* ro" "$me t*m/* ro" "$me * rw" "$me */* rw"

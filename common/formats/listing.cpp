@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <chrono>
 #include <deque>
+#include <iterator>
 #include <map>
 #include <string_view>
 #include <utility>
@@ -29,6 +30,8 @@ constexpr std::uint64_t page = 1024;
 /// An image of the list.
 struct ListedImage {
   std::string id = {};  // "": format 1
+  bool shown = true;
+  bool snapshots_shown = true;  // perhaps
   HeaderSnapshots header = {};
 };
 
@@ -98,11 +101,13 @@ class Lister {
     return options_.format == format ||
            options_.format == FormatChoice::automatic;
   }
+  /// Of those that are shown.
   [[nodiscard]] std::size_t count_images() const;
   [[nodiscard]] std::string text(const Directory& directory,
                                  const std::string& image,
                                  const std::string& snapshot = {}) const;
   void drop_unread();
+  void drop_hidden();
   void log_unread() const;
   [[nodiscard]] std::vector<Name> names() const;
   [[nodiscard]] std::vector<std::string> cut(std::vector<Name> names) const;
@@ -274,20 +279,24 @@ void Lister::add_header2(Batch& batch, Directory& directory,
 void Lister::read_headers() {
   Batch batch = make_batch(100);
   for (Directory& d : directories_)
-    for (auto& [name, image] : d.images)
+    for (auto& [name, image] : d.images) {
+      if (!image.snapshots_shown) continue;
       if (image.id.empty())
         add_header1(batch, d, name, image);
       else
         add_header2(batch, d, image);
+    }
   batch.run();
 }
 
 // ---- The list
 
 std::size_t Lister::count_images() const {
-  std::size_t n = 0;
-  for (const Directory& d : directories_) n += d.images.size();
-  return n;
+  std::ptrdiff_t n = 0;
+  for (const Directory& d : directories_)
+    n += std::ranges::count_if(
+        d.images, [](const auto& image) { return image.second.shown; });
+  return static_cast<std::size_t>(n);
 }
 
 std::string Lister::text(const Directory& directory, const std::string& image,
@@ -318,18 +327,35 @@ void Lister::drop_unread() {
   std::erase_if(directories_, [](const Directory& d) { return d.error != 0; });
 }
 
+/// Forgets images of which nothing is shown.
+void Lister::drop_hidden() {
+  for (Directory& d : directories_)
+    for (auto it = d.images.begin(); it != d.images.end();) {
+      const std::string name = text(d, it->first);
+      ListedImage& image = it->second;
+      image.shown = options_.shown.name(name);
+      image.snapshots_shown =
+          options_.snapshots && options_.shown.any(name + "@");
+      it = image.shown || image.snapshots_shown ? std::next(it)
+                                                : d.images.erase(it);
+    }
+}
+
 void Lister::log_unread() const {
   std::vector<std::string> unread;
+  std::size_t images = 0;
   int error = 0;
-  for (const Directory& d : directories_)
+  for (const Directory& d : directories_) {
+    images += d.images.size();
     for (const auto& [name, image] : d.images)
       // Without a header it is being removed, or was left over.
       if (image.header.error != 0 && image.header.error != ENOENT) {
         unread.push_back(text(d, name));
         error = image.header.error;
       }
+  }
   if (unread.empty()) return;
-  log(std::to_string(unread.size()) + " of " + std::to_string(count_images()) +
+  log(std::to_string(unread.size()) + " of " + std::to_string(images) +
       " images are listed without their snapshots: " + some(unread) + ": " +
       error_text(error));
 }
@@ -338,12 +364,13 @@ std::vector<Name> Lister::names() const {
   std::vector<Name> all;
   for (const Directory& d : directories_)
     for (const auto& [name, image] : d.images) {
-      all.push_back({text(d, name), false});
+      if (image.shown) all.push_back({text(d, name), false});
       const auto first = static_cast<std::ptrdiff_t>(all.size());
       if (image.header.error != 0) continue;
       for (const Format2Snapshot& s : image.header.snapshots)
-        if (s.kind == Format2SnapshotKind::user)
-          all.push_back({text(d, name, s.name), true});
+        if (std::string t = text(d, name, s.name);
+            s.kind == Format2SnapshotKind::user && options_.shown.name(t))
+          all.push_back({std::move(t), true});
       std::sort(all.begin() + first, all.end(),
                 [](const Name& a, const Name& b) { return a.text < b.text; });
     }
@@ -388,6 +415,7 @@ std::vector<std::string> Lister::cut(std::vector<Name> names) const {
 std::vector<std::string> Lister::list() {
   if (options_.format == FormatChoice::striper) {
     read_striper();
+    drop_hidden();
     return cut(names());
   }
   // In shares of the time, so that what does not answer leaves some for the
@@ -401,8 +429,9 @@ std::vector<std::string> Lister::list() {
   constexpr std::size_t all = ~std::size_t{0};
   read_directories(0, directories_.size(), all, 60);
   drop_unread();
+  drop_hidden();
   // With as many images as there may be names, no snapshot would be listed.
-  if (options_.snapshots && count_images() < options_.most) read_headers();
+  if (count_images() < options_.most) read_headers();
   log_unread();
   return cut(names());
 }

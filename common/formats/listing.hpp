@@ -17,10 +17,23 @@
 
 namespace nbdrados {
 
+/// What somebody may see of a list.  Both are called by the calling thread.
+struct Shown {
+  /// Whether a name is listed.
+  std::function<bool(const std::string& name)> name =
+      [](const std::string&) { return true; };
+  /// Whether a name that begins so could be: otherwise headers need not be read
+  /// to find out.
+  std::function<bool(const std::string& beginning)> any =
+      [](const std::string&) { return true; };
+};
+
 struct ListOptions {
   FormatChoice format = FormatChoice::automatic;
   /// Snapshots that users took of the images, too: takes reading headers.
   bool snapshots = true;
+  /// The others count for nothing.
+  Shown shown = {};
   /// Names; images go before snapshots where there are more.
   std::size_t most = ~std::size_t{0};
   /// Bytes of a name; longer ones are left out.

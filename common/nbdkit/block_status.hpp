@@ -2,8 +2,8 @@
 //
 // Block status in filters: what the layer below says, and what the client gets,
 // in whole sectors (see layout/sectors.hpp).  nbdkit_extents_aligned of nbdkit
-// does it since 1.48 only: until then what is asked for must end at a multiple of
-// its alignment, so it cannot ask for the end of every disk.  Include after
+// does it since 1.48 only: until then what is asked for must end at a multiple
+// of its alignment, so it cannot ask for the end of every disk.  Include after
 // <nbdkit-filter.h>.
 
 #ifndef NBDRADOS_NBDKIT_BLOCK_STATUS_HPP

@@ -11,29 +11,30 @@
 #include <new>
 #include <utility>
 
+#include "nbdkit/log.hpp"
 #include "rados/error.hpp"
 
 namespace nbdrados {
 
-/// In a catch block: makes one line for nbdkit_error of the exception, which
+/// In a catch block: logs one line of the exception, which
 /// names the callback `operation`.  Returns its positive errno.
 [[nodiscard]] inline int report_exception(const char* operation) noexcept {
   try {
     throw;
   } catch (const Error& e) {
-    nbdkit_error("%s: %s", operation, e.what());
+    log_error("%s: %s", operation, e.what());
     return e.code();
   } catch (const std::bad_alloc&) {
-    nbdkit_error("%s: out of memory", operation);
+    log_error("%s: out of memory", operation);
     return ENOMEM;
   } catch (const std::exception& e) {
-    nbdkit_error("%s: %s", operation, e.what());
+    log_error("%s: %s", operation, e.what());
     return EIO;
   }
 }
 
 /// Runs `body`, which returns 0 or an errno, for the callback `operation`.
-/// Returns that; an exception becomes one line for nbdkit_error and its errno.
+/// Returns that; an exception becomes one line of the log and its errno.
 template <class Body>
 [[nodiscard]] int attempt(const char* operation, Body&& body) noexcept {
   try {

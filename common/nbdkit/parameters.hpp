@@ -75,10 +75,10 @@ inline constexpr std::uint64_t largest_size = (std::uint64_t{1} << 63) - 1;
 }
 
 /// A time, in the formats of nbdkit_parse_delay(3) (nbdkit 1.40): a decimal
-/// number of seconds, or with s, ms, us, μs or ns behind it.  What that function
-/// takes besides (1.48.1: signs, blanks, exponents, hexadecimal digits) is none.
-/// Rounded up to a millisecond; a time above 0 is at least one.  Throws as
-/// parse_number.
+/// number of seconds, or with s, ms, us, μs or ns behind it.  What that
+/// function takes besides (1.48.1: signs, blanks, exponents, hexadecimal
+/// digits) is none.  Rounded up to a millisecond; a time above 0 is at least
+/// one.  Throws as parse_number.
 [[nodiscard]] inline std::chrono::milliseconds parse_time(
     std::string_view key, std::string_view value,
     std::chrono::milliseconds least, std::chrono::milliseconds most) {

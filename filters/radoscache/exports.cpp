@@ -11,6 +11,8 @@
 #include <cstring>
 #include <exception>
 
+#include "nbdkit/log.hpp"
+
 namespace nbdrados {
 
 namespace {
@@ -48,9 +50,9 @@ Exports::Export::~Export() { lose(); }
 
 void Exports::Export::report_loss(std::uint64_t bytes) const noexcept {
   if (bytes != 0)
-    nbdkit_error("radoscache: export \"%s\": %" PRIu64
-                 " bytes that clients have written are lost",
-                 name_.c_str(), bytes);
+    log_error("radoscache: export \"%s\": %" PRIu64
+              " bytes that clients have written are lost",
+              name_.c_str(), bytes);
 }
 
 void Exports::Export::lose() noexcept {
@@ -109,9 +111,9 @@ void Exports::Export::give_up(std::uint64_t tenure) noexcept {
   const std::uint64_t bytes = writes_->statistics().lost - lost;
   if (bytes == 0) return;
   if (r != 0)
-    nbdkit_error("radoscache: export \"%s\": what clients have written cannot "
-                 "be written below before the image's lock ends: %s",
-                 name_.c_str(), std::strerror(r));
+    log_error("radoscache: export \"%s\": what clients have written cannot "
+              "be written below before the image's lock ends: %s",
+              name_.c_str(), std::strerror(r));
   report_loss(bytes);
 }
 
@@ -146,7 +148,10 @@ std::shared_ptr<Exports::Export> Exports::use(
     // The one in *list_, the one in *next.  Earlier lists only add to it.
     const bool unused = e->use_count() <= 2;
     const bool dirty = (*e)->writes_ && !(*e)->writes_->empty();
-    if ((*e)->name() == name) (*e)->retired_ = true;
+    // One of a promise that is in use is still that disk: the plugin may have
+    // an image for those who read beside the one for those who write.
+    const bool known = !unused && (*e)->promise_ && (*e)->promise_ != promise;
+    if ((*e)->name() == name && !known) (*e)->retired_ = true;
     if (unused && ((*e)->retired_ || (!dirty && ++idle > most_idle)))
       e = next->erase(e);
   }

@@ -6,7 +6,9 @@
 // never be seen in another.  A name alone is no export: the plugin may know
 // another disk by it than it did when an earlier client came.  Then it has
 // another promise, whether that holds or not, and a client that comes with it
-// gets another disk in the cache, while the earlier ones keep theirs.
+// gets another disk in the cache, while the earlier ones keep theirs.  It may
+// also have two promises of one name at a time: one for clients that may write,
+// one for those that may not.
 //
 // But only promises that hold (see coherence.hpp), or the user, tell whether
 // two export names are two disks: some plugins ignore the name.  So a change
@@ -147,8 +149,9 @@ class Exports {
     void share() noexcept;
     void report_loss(std::uint64_t bytes) const noexcept;
 
-    /// Another shape of this name has been seen since, so what is cached may
-    /// be of before.  Guarded by the mutex of Exports.
+    /// Another export of this name has been seen since, so what is cached may
+    /// be of before, unless a promise tells that it is not.  Guarded by the
+    /// mutex of Exports.
     bool retired_ = false;
     const std::string name_;
     const std::shared_ptr<const Promise> promise_;

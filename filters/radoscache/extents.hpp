@@ -38,8 +38,8 @@ using NotBelow = std::function<std::vector<CachedExtents::Range>(
 /// The same with what is remembered.  `version` is what the export may be
 /// remembered under (read before the call), 0 for not now.
 ///
-/// What `not_below` returns is given to the client as data.  It is called before
-/// anything else, and whoever takes data below must end the change
+/// What `not_below` returns is given to the client as data.  It is called
+/// before anything else, and whoever takes data below must end the change
 /// (CachedExtents::Changing) before not_below() stops returning its range.
 [[nodiscard]] int cached_block_status(
     nbdkit_next* next, std::uint32_t count, std::uint64_t offset,

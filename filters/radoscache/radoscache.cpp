@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
 // The nbdkit filter `radoscache`: keeps blocks of the exports below in
-// memory.  Callbacks and parameters only: common/cache has the cache, exports.hpp
-// what belongs to an export, service.hpp the threads.
+// memory.  Callbacks and parameters only: common/cache has the cache,
+// exports.hpp what belongs to an export, service.hpp the threads.
 //
 // Whether anything may be cached is a question of what else can change the
 // data below.  The rados plugin tells (see coherence.hpp): what it reads from a
@@ -13,8 +13,8 @@
 // In the mode writethrough a request is done when it is done below, so FUA and
 // flush mean what they mean below, and there is nothing to lose.  In the mode
 // writeback small writes are done when they are in memory.  What goes around
-// it (large writes, FUA, zero) makes older data of its range worthless; a flush,
-// and a client that goes, wait until all of it is below.
+// it (large writes, FUA, zero) makes older data of its range worthless; a
+// flush, and a client that goes, wait until all of it is below.
 
 #include <nbdkit-filter.h>
 #include <zlib.h>
@@ -50,6 +50,7 @@
 #include "extents.hpp"
 #include "nbdkit/gate.hpp"
 #include "nbdkit/guard.hpp"
+#include "nbdkit/log.hpp"
 #include "nbdkit/parameters.hpp"
 #include "nbdkit/server.hpp"
 #include "service.hpp"
@@ -135,7 +136,7 @@ struct Connection {
 };
 
 void report(const std::string& line) {
-  nbdkit_error("radoscache: %s", line.c_str());
+  log_error("radoscache: %s", line.c_str());
 }
 
 /// Made when the server has gone into the background: it has threads.
@@ -512,6 +513,8 @@ bool may_keep(nbdkit_next* next) {
 
 /// Finds out how the export below is to be cached.
 int prepare(nbdkit_next* next, void* handle, int /*readonly*/) {
+  // What another export has lost may be found out now.
+  const LastLine last_line;
   if (config.mode == Mode::none) return 0;
   if (!config.assume && !connection_of(handle).promise) {
     nbdkit_debug(
@@ -569,13 +572,13 @@ int finalize(nbdkit_next* /*next*/, void* handle) {
     return c.entry->writes()->flush(c.channel->write);
   });
   if (r != 0)
-    nbdkit_error("radoscache: export \"%s\": what clients have written cannot "
-                 "be written below: %s",
-                 c.name.c_str(), std::strerror(r));
+    log_error("radoscache: export \"%s\": what clients have written cannot "
+              "be written below: %s",
+              c.name.c_str(), std::strerror(r));
   else if (c.losses_told != c.entry->writes()->losses())
-    nbdkit_error("radoscache: export \"%s\": some of what clients have written "
-                 "was lost with the exclusive lock",
-                 c.name.c_str());
+    log_error("radoscache: export \"%s\": some of what clients have written "
+              "was lost with the exclusive lock",
+              c.name.c_str());
   detach(c);
   return 0;
 }

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "nbdkit/parameters.hpp"
+#include "nbdkit/printable.hpp"
 #include "rados/error.hpp"
 
 namespace nbdrados {
@@ -46,11 +47,6 @@ std::string_view take_last_word(std::string_view& text) {
   text = blank == std::string_view::npos ? std::string_view()
                                          : trimmed(text.substr(0, blank));
   return word;
-}
-
-bool is_control(char c) {
-  const auto byte = static_cast<unsigned char>(c);
-  return (byte < 0x20 && c != '\t') || byte == 0x7f;
 }
 
 std::optional<IpAddress> parse_address(const std::string& text) {
@@ -96,6 +92,16 @@ bool matches(const std::string& pattern, const std::string& name) {
   return r == 0;
 }
 
+/// Whether it can match a name that begins so, and goes on without '/'.  Then a
+/// part of it matches the beginning, the last '*' of that perhaps more.
+bool matches_any(const std::string& pattern, const std::string& beginning) {
+  for (std::size_t part = 0; part <= pattern.size(); ++part)
+    if (pattern.find('/', part) == std::string::npos &&
+        matches(pattern.substr(0, part), beginning))
+      return true;
+  return false;
+}
+
 }  // namespace
 
 void IpNetwork::normalise() {
@@ -122,7 +128,6 @@ std::string Peer::text() const {
   add("DN", dn);
   add("issuer", issuer);
   add("context", context);
-  std::ranges::replace_if(out, is_control, '?');
   return out.empty() ? "of which nothing is known" : out;
 }
 
@@ -207,6 +212,13 @@ Access AccessList::access(const Peer& peer,
     if (rule.is_for(peer) && matches(rule.pattern, export_name))
       return rule.access;
   return Access::none;
+}
+
+bool AccessList::access_to_any(const Peer& peer,
+                               const std::string& beginning) const {
+  return std::ranges::any_of(rules_, [&](const Rule& rule) {
+    return rule.is_for(peer) && matches_any(rule.pattern, beginning);
+  });
 }
 
 }  // namespace nbdrados

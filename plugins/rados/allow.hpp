@@ -36,7 +36,7 @@ struct Peer {
   std::string dn = {};                   ///< of its TLS certificate
   std::string issuer = {};               ///< who signed that
   std::string context = {};              ///< security context
-  /// For the log: one line.
+  /// For the log.
   [[nodiscard]] std::string text() const;
 };
 
@@ -63,6 +63,11 @@ class AccessList {
   /// Error(EPERM) where a pattern cannot be compared with the name.
   [[nodiscard]] Access access(const Peer& peer,
                               const std::string& export_name) const;
+
+  /// Whether there can be an export whose name begins so, with its '/' if it
+  /// has one, and that the client may open.  Throws as access().
+  [[nodiscard]] bool access_to_any(const Peer& peer,
+                                   const std::string& beginning) const;
 
  private:
   struct Rule {

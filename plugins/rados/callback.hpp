@@ -43,19 +43,21 @@ inline void set_error(int code) noexcept {
 }
 
 /// Runs `body` for the callback `operation`.  Returns what body returns; an
-/// exception becomes one line for nbdkit_error, a call of `said` with its
-/// positive errno, an errno for nbdkit and `failure`.
+/// exception becomes one line of the log, a call of `said` with its positive
+/// errno, an errno for nbdkit and `failure`.
 template <class Result, class Body, class Said>
 [[nodiscard]] Result guard(const char* operation, Result failure, Body&& body,
                            Said&& said) noexcept {
+  int code = 0;
   try {
     return std::forward<Body>(body)();
   } catch (...) {
-    const int code = report_exception(operation);
-    said(code);
-    set_error(nbd_errno(code));
-    return failure;
+    code = report_exception(operation);
   }
+  // Not in there: the end of an exception may free memory, and so errno.
+  said(code);
+  set_error(nbd_errno(code));
+  return failure;
 }
 template <class Result, class Body>
 [[nodiscard]] Result guard(const char* operation, Result failure,

@@ -137,8 +137,10 @@ void set_allow(Config& c, Text key, Text value) {
   const std::string source = key + "=" + value;
   std::ifstream file(absolute(key, value), std::ios::binary);
   std::ostringstream text;
-  text << file.rdbuf();
-  if (!file || !text) fail(EIO, source + " cannot be read");
+  // Nothing to put into a stream is an error there.
+  if (file.peek() != std::ifstream::traits_type::eof()) text << file.rdbuf();
+  if (!file.is_open() || file.bad() || !text)
+    fail(EIO, source + " cannot be read");
   c.allow.emplace(text.str(), source);
   check_peer_functions(*c.allow, source);
 }

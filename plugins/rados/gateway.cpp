@@ -9,7 +9,7 @@
 #include <cerrno>
 #include <utility>
 
-#include "formats/listing.hpp"
+#include "nbdkit/log.hpp"
 #include "nbdkit/parameters.hpp"
 #include "rados/error.hpp"
 
@@ -35,7 +35,7 @@ ListOptions list_options(const Config& config) {
   // log (nbdkit: server/public.c).
   options.stop = [] { return nbdkit_nanosleep(0, 0) == -1; };
   options.log = [](const std::string& line) {
-    nbdkit_error("%s", line.c_str());
+    log_error("%s", line.c_str());
   };
   return options;
 }
@@ -49,11 +49,11 @@ void warn_of_large_objects(Cluster& cluster, Image& image) {
   const std::uint64_t largest =
       std::min(image.traits().layout.object_size(), image.size());
   if (limit != 0 && largest > limit)
-    nbdkit_error("%s: objects can become %llu bytes long, but OSDs refuse "
-                 "writes beyond %llu (osd_max_object_size)",
-                 image.traits().name.c_str(),
-                 static_cast<unsigned long long>(largest),
-                 static_cast<unsigned long long>(limit));
+    log_error("%s: objects can become %llu bytes long, but OSDs refuse "
+              "writes beyond %llu (osd_max_object_size)",
+              image.traits().name.c_str(),
+              static_cast<unsigned long long>(largest),
+              static_cast<unsigned long long>(limit));
 }
 
 }  // namespace
@@ -63,7 +63,7 @@ Gateway::Gateway(const Config& config)
       clients_([&config] { return Cluster::connect(config.cluster); },
                config.clients,
                [](const std::string& line) {
-                 nbdkit_error("%s", line.c_str());
+                 log_error("%s", line.c_str());
                }),
       workers_(std::make_shared<WorkerPool>(mapping_threads)) {
   clients_.with_cluster([&](const std::shared_ptr<Cluster>& cluster) {
@@ -113,7 +113,7 @@ std::shared_ptr<Image> Gateway::make_image(const Slot& slot,
   options.workers = workers_;
   options.log = [](const std::string& line, bool trouble) {
     if (trouble)
-      nbdkit_error("%s", line.c_str());
+      log_error("%s", line.c_str());
     else
       nbdkit_debug("%s", line.c_str());
   };
@@ -131,8 +131,8 @@ std::shared_ptr<Image> Gateway::make_readable_image(const Slot& slot,
   } catch (const Error& e) {
     if (!slot.key.writable || (e.code() != EPERM && e.code() != EACCES)) throw;
     auto image = make_image(slot, spec, false);
-    nbdkit_error("%s is served read-only: %s", spec.text().c_str(),
-                 without_name(spec.text(), e.what()).c_str());
+    log_error("%s is served read-only: %s", spec.text().c_str(),
+              without_name(spec.text(), e.what()).c_str());
     return image;
   }
 }
@@ -232,25 +232,14 @@ void Gateway::release(std::shared_ptr<Slot> slot) noexcept {
   if (it != slots_.end() && it->second.use_count() == 1) slots_.erase(it);
 }
 
-std::vector<std::string> Gateway::list(
-    const std::function<bool(const std::string&)>& shown) {
+std::vector<std::string> Gateway::list(Shown shown) {
   if (config_.list == ListMode::none) return {};
   ListOptions options = list_options(config_);
   options.snapshots = config_.list == ListMode::all;
-  // What is not shown must not take the place of what is.
-  if (config_.allow) options.most = ListOptions().most;
-  auto names =
-      clients_.with_cluster([&](const std::shared_ptr<Cluster>& cluster) {
-        return list_images(cluster, config_.pool, config_.name_space, options);
-      });
-  std::erase_if(names, [&](const std::string& name) { return !shown(name); });
-  if (names.size() > most_exports) {
-    nbdkit_error("pool '%s': only the first %zu of %zu exports that a client "
-                 "may open are listed",
-                 config_.pool.c_str(), most_exports, names.size());
-    names.resize(most_exports);
-  }
-  return names;
+  options.shown = std::move(shown);
+  return clients_.with_cluster([&](const std::shared_ptr<Cluster>& cluster) {
+    return list_images(cluster, config_.pool, config_.name_space, options);
+  });
 }
 
 std::optional<std::string> Gateway::only_image() {

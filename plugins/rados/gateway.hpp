@@ -6,7 +6,6 @@
 #define NBDRADOS_PLUGIN_GATEWAY_HPP
 
 #include <cstdint>
-#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -16,6 +15,7 @@
 #include <vector>
 
 #include "config.hpp"
+#include "formats/listing.hpp"
 #include "image/image.hpp"
 #include "image/status/difference.hpp"
 #include "rados/client_pool.hpp"
@@ -72,11 +72,10 @@ class Gateway {
   [[nodiscard]] Use* open(const ImageSpec& spec, bool writable);
   void close(Use* use);
 
-  /// Export names of images and snapshots, as `list` says, of which `shown` is
-  /// true.  Ends early when the client of the calling thread has gone or the
+  /// Export names of images and snapshots, as `list` says, which may be
+  /// `shown`.  Ends early when the client of the calling thread has gone or the
   /// server stops.  Throws Error.
-  [[nodiscard]] std::vector<std::string> list(
-      const std::function<bool(const std::string&)>& shown);
+  [[nodiscard]] std::vector<std::string> list(Shown shown);
   /// The export name of the only image; none where there are several, or none,
   /// or where names are not to be told.  Throws Error.
   [[nodiscard]] std::optional<std::string> only_image();

@@ -26,7 +26,7 @@
 #include "config.hpp"
 #include "gateway.hpp"
 #include "nbdkit/gate.hpp"
-#include "nbdkit/server.hpp"
+#include "nbdkit/log.hpp"
 #include "nbdkit/throughput.hpp"
 #include "peer.hpp"
 #include "rados/error.hpp"
@@ -177,17 +177,16 @@ const char* public_reason(int code) {
   }
 }
 
-/// As guard, while a client connects.  It may be told the last line that nbdkit
-/// logs.
+/// As guard, while a client connects.
 template <class Result, class Body>
 Result connecting(const char* operation, Result failure, Body&& body) {
-  return guard(operation, failure, std::forward<Body>(body), [](int code) {
-    if (!errors_reach_clients()) return;
+  LastLine last_line;
+  return guard(operation, failure, std::forward<Body>(body), [&](int code) {
     const char* const name = nbdkit_export_name();
     const bool unnamed = !config->image && code == ENOENT &&
                          (name == nullptr || *name == '\0');
-    nbdkit_error("refused: %s", unnamed ? "choose an image by its name"
-                                        : public_reason(code));
+    last_line.refuse(unnamed ? "choose an image by its name"
+                             : public_reason(code));
   });
 }
 
@@ -205,6 +204,10 @@ class Rights {
   [[nodiscard]] Access to(const std::string& listed) const {
     return config->allow ? config->allow->access(peer_, listed)
                          : Access::write;
+  }
+  /// Whether a listed name that begins so may be one that it may open.
+  [[nodiscard]] bool to_any(const std::string& beginning) const {
+    return !config->allow || config->allow->access_to_any(peer_, beginning);
   }
   /// Throws Error(EPERM) where the client may not open the export; the same
   /// whether there is one of that name or not.
@@ -247,7 +250,10 @@ int list_exports(int /*readonly*/, int /*is_tls*/,
         throw Error(errno, "cannot add an export");
       return 0;
     }
-    for (const std::string& name : gateway->list(shown))
+    const auto any_shown = [&](const std::string& beginning) {
+      return rights.to_any(beginning);
+    };
+    for (const std::string& name : gateway->list({shown, any_shown}))
       if (nbdkit_add_export(exports, name.c_str(), nullptr) == -1)
         throw Error(errno, "cannot add export " + name);
     return 0;
@@ -286,6 +292,8 @@ void* open_export(int readonly) {
 }
 
 void close_export(void* handle) {
+  // The client may go on to another export (NBD_OPT_INFO).
+  const LastLine last_line;
   gateway->close(&use_of(handle));
   const std::scoped_lock lock(clients_mutex);
   clients.remove_if([&](const Client& c) { return &c == handle; });

@@ -55,6 +55,7 @@ class AllowTest : public CppUnit::TestFixture {
   CPPUNIT_TEST(comments_and_blanks);
   CPPUNIT_TEST(first_rule_decides);
   CPPUNIT_TEST(patterns);
+  CPPUNIT_TEST(beginnings);
   CPPUNIT_TEST(ids);
   CPPUNIT_TEST(addresses);
   CPPUNIT_TEST(ipv4_within_ipv6);
@@ -161,6 +162,30 @@ class AllowTest : public CppUnit::TestFixture {
     CPPUNIT_ASSERT(!matched("?*", ""));
     // Names are bytes.
     CPPUNIT_ASSERT(matched("*\xff", "\xfe\xff"));
+    CPPUNIT_ASSERT(matched("??", "\xc3\xa4"));
+    CPPUNIT_ASSERT(!matched("?", "\xc3\xa4"));
+  }
+
+  // What may match the snapshots of vm1, whatever they are called.
+  void beginnings() {
+    const auto any = [](const std::string& pattern,
+                        const std::string& beginning = "vm1@") {
+      return AccessList("uid:1 " + pattern + " ro", "F")
+          .access_to_any({.uid = 1}, beginning);
+    };
+    for (const char* pattern :
+         {"*", "vm*", "vm1*", "vm1@*", "vm1@daily", "*@daily-?", "*-prod",
+          "v?1@x", "?????", "vm[0-9]@a", "[!a]*", "vm\\1@a", "*1*", "**"})
+      CPPUNIT_ASSERT_MESSAGE(pattern, any(pattern));
+    for (const char* pattern :
+         {"vm1", "vm2@*", "vm?", "???", "vm[2-9]@*", "vm\\*", "*/*", "w*",
+          "team/vm1@*", "vm1[@", "x"})
+      CPPUNIT_ASSERT_MESSAGE(pattern, !any(pattern));
+    CPPUNIT_ASSERT(any("team/*", "team/vm1@"));
+    CPPUNIT_ASSERT(any("*/vm1@*", "team/vm1@"));
+    CPPUNIT_ASSERT(!any("*", "team/vm1@"));
+    CPPUNIT_ASSERT(!AccessList("uid:1 * ro", "F")
+                        .access_to_any({.uid = 2}, "vm1@"));
   }
 
   void ids() {
@@ -257,9 +282,9 @@ class AllowTest : public CppUnit::TestFixture {
     CPPUNIT_ASSERT_EQUAL(std::string("of which nothing is known"),
                          Peer().text());
     CPPUNIT_ASSERT_EQUAL(
-        std::string("uid 0, gid 7, address 2001:db8::1, DN CN=a?b"),
+        std::string("uid 0, gid 7, address 2001:db8::1, DN CN=a b"),
         (Peer{.uid = 0, .gid = 7, .address = ip("2001:db8::1"),
-              .dn = "CN=a\nb"})
+              .dn = "CN=a b"})
             .text());
     CPPUNIT_ASSERT_EQUAL(std::string("address 192.0.2.1"),
                          (Peer{.address = ip("192.0.2.1")}).text());

@@ -122,6 +122,8 @@ class TestExports : public CppUnit::TestFixture {
   CPPUNIT_TEST(many_exports);
   CPPUNIT_TEST(another_size);
   CPPUNIT_TEST(another_disk_of_that_name);
+  CPPUNIT_TEST(readers_beside_writers);
+  CPPUNIT_TEST(a_disk_that_comes_back);
   CPPUNIT_TEST(two_names_of_a_disk);
   CPPUNIT_TEST(given_up);
   CPPUNIT_TEST(given_up_in_vain);
@@ -295,6 +297,53 @@ class TestExports : public CppUnit::TestFixture {
     CPPUNIT_ASSERT(one->put(block, 'y'));
     CPPUNIT_ASSERT(two->entry == w.connect("a", now)->entry);
     CPPUNIT_ASSERT_EQUAL(std::string(), take_messages());
+  }
+
+  // They have an image each, and so a promise each, at the same time: what is
+  // cached for one of them stays when another one comes.
+  void readers_beside_writers() {
+    for (const bool distinct : {false, true}) {
+      World w(distinct);
+      const std::shared_ptr<Promise> reading = make_promise();
+      const std::shared_ptr<Promise> writing = make_promise();
+      writing->begin_tenure();
+      writing->begin();
+      const auto reader = w.connect("a", reading);
+      const auto writer = w.connect("a", writing);
+      for (int i = 0; i < 2; ++i) {
+        CPPUNIT_ASSERT(w.connect("a", reading)->entry == reader->entry);
+        CPPUNIT_ASSERT(w.connect("a", writing)->entry == writer->entry);
+      }
+      CPPUNIT_ASSERT_EQUAL(std::size_t{2}, w.exports.all().size());
+      // It is one disk.
+      CPPUNIT_ASSERT(writer->put(0, 'x'));
+      CPPUNIT_ASSERT_EQUAL(0, w.exports.settle(*reader->entry, block, 0));
+      CPPUNIT_ASSERT_EQUAL('x', w.at(0));
+    }
+  }
+
+  // What was cached of it is of before: others may have changed it meanwhile,
+  // or it may be another one.
+  void a_disk_that_comes_back() {
+    const std::shared_ptr<Promise> promise = make_promise();
+    const std::shared_ptr<Promise> other = make_promise();
+    for (const auto& p : {promise, std::shared_ptr<Promise>()}) {
+      World w;
+      // With a client that stays only where nothing tells which disk it is.
+      auto first = w.connect("a", p);
+      const std::weak_ptr<Exports::Export> entry = first->entry;
+      if (p) first.reset();
+      const auto between = w.connect("a", other);
+      CPPUNIT_ASSERT(w.connect("a", p)->entry != entry.lock());
+      CPPUNIT_ASSERT_EQUAL(p == nullptr, !entry.expired());
+    }
+    // Of another size meanwhile.
+    World w;
+    const auto first = w.connect("a", promise);
+    CachedDisk::Shape larger = shape;
+    larger.size *= 2;
+    (void)w.exports.use("a", larger, promise, false);
+    CPPUNIT_ASSERT(w.connect("a", promise)->entry != first->entry);
   }
 
   // What the plugin knows counts more than what the user thinks.

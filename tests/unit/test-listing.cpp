@@ -132,6 +132,7 @@ class TestListing : public CppUnit::TestFixture {
   CPPUNIT_TEST(names_that_open);
   CPPUNIT_TEST(other_spellings);
   CPPUNIT_TEST(too_many);
+  CPPUNIT_TEST(shown);
   CPPUNIT_TEST(names_too_long);
   CPPUNIT_TEST(many_at_once);
   CPPUNIT_TEST(snapshots_at_once);
@@ -332,6 +333,51 @@ class TestListing : public CppUnit::TestFixture {
     for (int i = 0; i < 1100; ++i) add_image("", "x" + std::to_string(i));
     options_.most = 10000;
     CPPUNIT_ASSERT_EQUAL(std::size_t{1109}, list().size());
+  }
+
+  // Who may not see all: what is hidden takes no place, and no header of it is
+  // read.
+  void shown() {
+    for (const char* name : {"a", "b", "c", "d"})
+      add_image("", name, {"1", "2"});
+    add_format1("old", {"1"});
+    add_namespace("n");
+    add_image("n", "a", {"1"});
+    Names may = {"b", "c@2", "d", "d@1", "d@2", "n/a"};
+    options_.shown.name = [&](const std::string& name) {
+      return std::ranges::count(may, name) != 0;
+    };
+    options_.shown.any = [&](const std::string& beginning) {
+      return std::ranges::any_of(
+          may, [&](const auto& n) { return n.starts_with(beginning); });
+    };
+    CPPUNIT_ASSERT(may == list());
+    check_log({});
+    CPPUNIT_ASSERT_EQUAL(std::size_t{2}, calls("", "rbd.get_snapcontext"));
+    CPPUNIT_ASSERT_EQUAL(std::size_t{0}, calls("n", "rbd.get_snapcontext"));
+    // Images before snapshots, of those that are shown.
+    options_.most = 4;
+    CPPUNIT_ASSERT((Names{"b", "c@2", "d", "n/a"}) == list());
+    check_log({"3 images and 3 snapshots, of which 2 snapshots are not"});
+    cluster_->store("").faults.clear_log();
+    options_.most = 3;
+    CPPUNIT_ASSERT((Names{"b", "d", "n/a"}) == list());
+    CPPUNIT_ASSERT_EQUAL(std::size_t{0}, calls("", "rbd.get_snapcontext"));
+    // A header that fails, of an image that is not shown itself.
+    options_.most = 100;
+    cluster_->store("").faults.inject({.oid = "rbd_header.id2", .error = EIO});
+    CPPUNIT_ASSERT((Names{"b", "d", "d@1", "d@2", "n/a"}) == list());
+    check_log({"1 of 4 images are listed without their snapshots: c: "});
+    options_.snapshots = false;
+    CPPUNIT_ASSERT((Names{"b", "d", "n/a"}) == list());
+    // Without any, there is nothing.
+    may.clear();
+    CPPUNIT_ASSERT(list().empty());
+    options_.format = FormatChoice::striper;
+    cluster_->store("").memory.put("x.0000000000000000", MemoryObject{});
+    CPPUNIT_ASSERT(list().empty());
+    may = {"x"};
+    CPPUNIT_ASSERT(may == list());
   }
 
   void names_too_long() {

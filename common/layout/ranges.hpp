@@ -4,7 +4,7 @@
 //
 // Why not Boost.ICL, whose interval sets do the same: a set is a node on the
 // heap for each range, and here lists are built once, sorted once and walked.
-// bench/RESULTS.md has the measurement.
+// bench/DECISIONS.md has the measurement.
 
 #ifndef NBDRADOS_LAYOUT_RANGES_HPP
 #define NBDRADOS_LAYOUT_RANGES_HPP

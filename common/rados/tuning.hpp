@@ -9,7 +9,7 @@
 
 namespace nbdrados {
 
-/// Set before the first image is opened, then constant.  bench/RESULTS.md says
+/// Set before the first image is opened, then constant.  bench/DECISIONS.md says
 /// what each one gains.
 struct Tuning {
   /// Large reads of objects that were found sparse ask for what is there only.

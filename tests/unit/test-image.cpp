@@ -1073,6 +1073,7 @@ class TestMetadata : public CppUnit::TestFixture {
   CPPUNIT_TEST(lock_is_not_wanted_for_ever);
   CPPUNIT_TEST(lost_image_takes_no_lock);
   CPPUNIT_TEST(watch_is_kept_while_caches_write);
+  CPPUNIT_TEST(caches_of_a_lost_image_are_asked);
   CPPUNIT_TEST(noise_in_the_header);
   CPPUNIT_TEST(a_timeout_is_no_verdict);
   CPPUNIT_TEST(unread_notification_holds_writes);
@@ -1590,9 +1591,9 @@ class TestMetadata : public CppUnit::TestFixture {
     void give_up(std::uint64_t) noexcept override {
       std::this_thread::sleep_for(400ms);
       b_.store.keep_watches_for(25s);
-      wrote = error_of([&] { b_.write("kept", 8 * K); }) == 0;
+      result = error_of([&] { b_.write("kept", 8 * K); });
     }
-    std::atomic<bool> wrote{false};
+    std::atomic<int> result{-1};
 
    private:
     Bench& b_;
@@ -1607,8 +1608,21 @@ class TestMetadata : public CppUnit::TestFixture {
     b.image->promise()->add_keeper(keeper);
     b.store.keep_watches_for(300ms);
     other.take();
-    CPPUNIT_ASSERT(keeper->wrote);
+    CPPUNIT_ASSERT_EQUAL(0, keeper->result.load());
     CPPUNIT_ASSERT_EQUAL(std::string("kept"), b.read(4, 8 * K));
+  }
+
+  // They cannot write any more, and are to say so.
+  void caches_of_a_lost_image_are_asked() {
+    Bench b(Layout(4 * K, 4 * K, 1), 64 * K);
+    std::atomic<int> unlocked = 0;
+    hold_lock(b, unlocked);
+    const auto keeper = std::make_shared<SlowKeeper>(b);
+    b.image->promise()->add_keeper(keeper);
+    set_load_error(b, ENOENT);
+    b.store.lose_watches("header", ENOTCONN);
+    CPPUNIT_ASSERT(eventually([&] { return unlocked == 1; }));
+    CPPUNIT_ASSERT_EQUAL(EIO, keeper->result.load());
   }
 
   void noise_in_the_header() {

@@ -449,6 +449,7 @@ void Maintenance::try_lock() {
 /// on with that.
 void Maintenance::ask_keepers() {
   const Promise& promise = *core_.state.promise();
+  if (promise.tenure() == 0) return;  // the image is being closed
   bool done = false;  // guarded by mutex_
   std::thread asker;
   try {
@@ -484,8 +485,13 @@ void Maintenance::ask_keepers() {
 /// map is given back, then the lock.  Of what is somebody else's already,
 /// nothing is sent.
 void Maintenance::release() {
-  if (held() && core_.state.promise()->tenure() != 0 && !core_.state.lost())
-    ask_keepers();
+  if (held()) {
+    // Of a lost image they cannot write, and say what is lost.
+    if (core_.state.lost())
+      core_.state.promise()->give_up();
+    else
+      ask_keepers();
+  }
   try {
     const std::shared_ptr<ObjectMap> map = core_.state.end_tenure();
     if (!held()) return;

@@ -48,8 +48,11 @@ void nbdkit_error(const char* format, ...) {
   errno = ENOTTY;
 }
 void nbdkit_set_error(int code) { errno_for_nbdkit = code; }
-/// Says that this is an nbdkit that sends errors (server.hpp).
-__attribute__((visibility("default"))) int nbdkit_parse_delay() { return 0; }
+/// Says that this is an nbdkit that sends errors (server.hpp).  Newer headers
+/// declare that function, as one that takes something.
+__attribute__((visibility("default"))) int parses_delays() asm(
+    "nbdkit_parse_delay");
+int parses_delays() { return 0; }
 }
 
 using namespace nbdrados;

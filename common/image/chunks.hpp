@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -94,6 +95,35 @@ inline std::uint64_t chunk_units(const Layout& layout) {
                                              std::uint64_t end) noexcept {
   return chunk_end(layout, offset, end, chunk_units(layout));
 }
+
+/// Where the bytes of some objects' extents are in a request's buffer, one
+/// extent's after the other's.  Piece: MutablePiece or ConstPiece.
+template <class Piece>
+class ExtentPieces {
+ public:
+  /// The first byte of `buffer` is the one at `offset` in the image.
+  ExtentPieces(const std::vector<ObjectExtent>& extents,
+               decltype(Piece::data) buffer, std::uint64_t offset) {
+    std::size_t parts = 0;
+    for (const ObjectExtent& e : extents) parts += e.parts.size();
+    pieces_.reserve(parts);
+    first_.reserve(extents.size() + 1);
+    for (const ObjectExtent& e : extents) {
+      first_.push_back(pieces_.size());
+      for (const Fragment& f : e.parts)
+        pieces_.push_back({buffer + (f.image_offset - offset), f.length});
+    }
+    first_.push_back(parts);
+  }
+  /// Those of the i-th extent; valid as long as this.
+  [[nodiscard]] std::span<const Piece> of(std::size_t i) const {
+    return std::span(pieces_).subspan(first_[i], first_[i + 1] - first_[i]);
+  }
+
+ private:
+  std::vector<Piece> pieces_;
+  std::vector<std::size_t> first_;  // of each extent, and the end
+};
 
 }  // namespace nbdrados
 

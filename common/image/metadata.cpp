@@ -10,13 +10,18 @@
 
 namespace nbdrados {
 
+/// format_mutex_ is held.
+View Metadata::read() {
+  View view = format_.load();
+  view.parent = parents_.find(view);
+  return view;
+}
+
 void Metadata::load(bool end_hold) {
   const std::scoped_lock one_load(format_mutex_);
   const std::uint64_t mine = loads_started_.fetch_add(1) + 1;
   try {
-    View view = format_.load();
-    view.parent = parents_.find(view);
-    state_.publish(std::move(view), end_hold);
+    state_.publish(read(), end_hold);
   } catch (const Error& e) {
     // Without its header an image must not be used: the snapshot context
     // may be wrong, and writes would change snapshots.  Other errors, a
@@ -37,8 +42,7 @@ void Metadata::load_as_owner(
   const std::scoped_lock one_load(format_mutex_);
   const std::uint64_t mine = loads_started_.fetch_add(1) + 1;
   const ImageTraits& traits = format_.traits();
-  View view = format_.load();
-  view.parent = parents_.find(view);
+  View view = read();
   std::shared_ptr<ObjectMap> map;
   if (view.mappable) {
     try {

@@ -65,6 +65,7 @@ class Metadata {
   /// How often the metadata of an image that fails is asked for again.
   static constexpr std::chrono::seconds retry_interval{1};
 
+  [[nodiscard]] View read();
   void confirm();
   void retry();
 

@@ -27,28 +27,6 @@ void zero_tail(std::span<const MutablePiece> pieces, std::size_t got) {
   }
 }
 
-/// The destinations of a read, one object's after the other's.
-struct Destinations {
-  Destinations(const std::vector<ObjectExtent>& extents, char* buffer,
-               std::uint64_t offset) {
-    std::size_t parts = 0;
-    for (const ObjectExtent& e : extents) parts += e.parts.size();
-    pieces.reserve(parts);
-    first.reserve(extents.size());
-    for (const ObjectExtent& e : extents) {
-      first.push_back(pieces.size());
-      for (const Fragment& f : e.parts)
-        pieces.push_back({buffer + (f.image_offset - offset), f.length});
-    }
-  }
-  [[nodiscard]] std::span<const MutablePiece> of(std::size_t i) const {
-    const std::size_t end = i + 1 < first.size() ? first[i + 1] : pieces.size();
-    return {pieces.data() + first[i], end - first[i]};
-  }
-  std::vector<MutablePiece> pieces;
-  std::vector<std::size_t> first;
-};
-
 }  // namespace
 
 void Reader::settle(int result, std::span<const MutablePiece> pieces,
@@ -111,7 +89,7 @@ bool Reader::read_objects(const View& view, char* buffer, std::uint64_t length,
                           std::uint64_t offset) {
   const std::vector<ObjectExtent> extents =
       core_.traits.layout.cut(offset, length);
-  const Destinations to(extents, buffer, offset);
+  const ExtentPieces<MutablePiece> to(extents, buffer, offset);
   std::vector<bool> asked(extents.size());
   std::vector<const ObjectExtent*> missing;
   bool sure = core_.state.can_be_sure(view);

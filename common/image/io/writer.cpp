@@ -65,18 +65,9 @@ class WriteExtents final : public ObjectChange {
  public:
   WriteExtents(const ImageTraits& traits, const char* buffer,
                std::uint64_t length, std::uint64_t offset)
-      : traits_(traits), extents_(traits.layout.cut(offset, length)) {
-    std::size_t parts = 0;
-    first_.reserve(extents_.size());
-    for (const ObjectExtent& e : extents_) {
-      first_.push_back(parts);
-      parts += e.parts.size();
-    }
-    pieces_.reserve(parts);
-    for (const ObjectExtent& e : extents_)
-      for (const Fragment& f : e.parts)
-        pieces_.push_back({buffer + (f.image_offset - offset), f.length});
-  }
+      : traits_(traits),
+        extents_(traits.layout.cut(offset, length)),
+        pieces_(extents_, buffer, offset) {}
   [[nodiscard]] std::size_t count() const { return extents_.size(); }
   ObjectTarget target(std::size_t i) const override {
     const ObjectExtent& e = extents_[i];
@@ -86,15 +77,13 @@ class WriteExtents final : public ObjectChange {
   }
   void add_steps(WriteOp& op, std::size_t i) override {
     add_hint(traits_, op);
-    op.write(extents_[i].offset,
-             {pieces_.data() + first_[i], extents_[i].parts.size()});
+    op.write(extents_[i].offset, pieces_.of(i));
   }
 
  private:
   const ImageTraits& traits_;
   const std::vector<ObjectExtent> extents_;
-  std::vector<std::size_t> first_;  // of each extent, in pieces_
-  std::vector<ConstPiece> pieces_;
+  const ExtentPieces<ConstPiece> pieces_;
 };
 
 class ZeroExtents final : public ObjectChange {

@@ -2,8 +2,8 @@
 //
 // Configures a client of Ceph and connects it.
 
-#ifndef NBDRADOS_RADOS_CONNECT_HPP
-#define NBDRADOS_RADOS_CONNECT_HPP
+#ifndef NBDRADOS_RADOS_CLIENT_CONNECT_HPP
+#define NBDRADOS_RADOS_CLIENT_CONNECT_HPP
 
 #include <rados/librados.hpp>
 

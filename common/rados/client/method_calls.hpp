@@ -5,8 +5,8 @@
 // they are to take an object that names the method and says whether it reads or
 // writes, and not two strings.
 
-#ifndef NBDRADOS_RADOS_METHOD_CALLS_HPP
-#define NBDRADOS_RADOS_METHOD_CALLS_HPP
+#ifndef NBDRADOS_RADOS_CLIENT_METHOD_CALLS_HPP
+#define NBDRADOS_RADOS_CLIENT_METHOD_CALLS_HPP
 
 #include <rados/librados.hpp>
 

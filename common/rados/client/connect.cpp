@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 
-#include "rados/connect.hpp"
+#include "rados/client/connect.hpp"
 
 #include <dlfcn.h>
 #include <unistd.h>

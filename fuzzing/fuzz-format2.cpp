@@ -173,10 +173,6 @@ const Method methods[] = {
      [](std::string_view in) {
        round_trip<Format2Snapshot>(in, decode_snapshot_get, put_snapshot);
      }},
-    {"get_snapshot_name",
-     [](std::string_view in) {
-       round_trip<std::string>(in, decode_get_snapshot_name, put_string);
-     }},
     {"migration_get",
      [](std::string_view in) {
        round_trip<Format2Migration>(

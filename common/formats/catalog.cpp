@@ -210,12 +210,15 @@ std::string ImageIdentity::text() const {
 }
 
 ImageIdentity resolve_image(const std::shared_ptr<Cluster>& cluster,
-                            const ImageSpec& spec, FormatChoice format) {
+                            const ImageSpec& spec, FormatChoice format,
+                            KnownSnapshots* known) {
   for (;;) {
     const std::int64_t id = cluster->pool_id(spec.pool);
     std::optional<ImageIdentity> found;
     try {
-      found = resolve_in(open_pool(cluster, id, spec.name_space), spec, format);
+      Pool pool = open_pool(cluster, id, spec.name_space);
+      pool.known_snapshots = known;
+      found = resolve_in(pool, spec, format);
     } catch (const Error& e) {
       if (e.code() != ENXIO || cluster->pool_id(spec.pool) == id) throw;
       continue;

@@ -92,21 +92,76 @@ std::vector<Format2Snapshot> read_snapshots(const Pool& pool,
   return std::move(found.snapshots);
 }
 
-/// A user's snapshot before others of that name, and none in the trash: that
-/// is there for clones alone.
-SnapId find_snapshot(const std::vector<Format2Snapshot>& snapshots,
-                     const std::string& image, const std::string& name) {
-  std::optional<SnapId> found;
-  for (const Format2Snapshot& s : snapshots)
-    if (s.name == name && s.kind != Format2SnapshotKind::trash) {
-      found = s.id;
-      if (s.kind == Format2SnapshotKind::user) break;
-    }
-  if (!found)
-    throw Error(ENOENT,
-                "image '" + image + "' has no snapshot '" + name + "'");
-  return *found;
-}
+/// Finds snapshots of an image by their names.
+class SnapshotFinder {
+ public:
+  /// What is given must outlive this.
+  SnapshotFinder(const Pool& pool, const ImageSpec& spec,
+                 const std::string& image_id)
+      : pool_(pool),
+        spec_(spec),
+        oid_(format2_header_oid(image_id)),
+        // A client of Ceph sees one cluster.
+        key_(spec.pool + '\0' + spec.name_space + '\0' + image_id),
+        snapc_(read_context()) {}
+
+  /// A user's snapshot before others of that name, and none in the trash: that
+  /// is there for clones alone.  Throws Error(ENOENT).
+  SnapId find(const std::string& name) {
+    if (const auto id = remembered(name)) return *id;
+    if (!all_) read_all();
+    const auto found = all_->find(name);
+    if (found == all_->end())
+      throw Error(ENOENT,
+                  "image '" + spec_.image + "' has no snapshot '" + name + "'");
+    return found->second;
+  }
+
+ private:
+  SnapContext read_context() const {
+    HeaderRead header(pool_, oid_);
+    const auto snapc = header.add("get_snapcontext");
+    header.run();
+    return decode_get_snapcontext(header.output(snapc));
+  }
+
+  /// A user's snapshot is the only one of its name, which it may have lost.
+  std::optional<SnapId> remembered(const std::string& name) const {
+    if (pool_.known_snapshots == nullptr) return std::nullopt;
+    const auto id = pool_.known_snapshots->find(key_, snapc_, name);
+    if (!id) return std::nullopt;
+    std::string output;
+    const int r = pool_.call(oid_, "snapshot_get", encode_snap_id(*id),
+                             &output);
+    if (r == -ENOENT) return std::nullopt;
+    check(r, "cannot read header object " + oid_ + " (snapshot_get)");
+    const Format2Snapshot s = decode_snapshot_get(output);
+    if (s.name != name || s.kind != Format2SnapshotKind::user)
+      return std::nullopt;
+    return id;
+  }
+
+  void read_all() {
+    KnownSnapshots::Names& names = all_.emplace();
+    KnownSnapshots::Names others;
+    // Newest first: of several that are no user's, that one.
+    for (const Format2Snapshot& s : read_snapshots(pool_, oid_, snapc_))
+      if (s.kind == Format2SnapshotKind::user)
+        names.insert_or_assign(s.name, s.id);
+      else if (s.kind != Format2SnapshotKind::trash)
+        others.emplace(s.name, s.id);
+    names.insert(others.begin(), others.end());
+    if (pool_.known_snapshots != nullptr)
+      pool_.known_snapshots->learn(key_, snapc_, names);
+  }
+
+  const Pool& pool_;
+  const ImageSpec& spec_;
+  const std::string oid_;
+  const std::string key_;
+  const SnapContext snapc_;
+  std::optional<KnownSnapshots::Names> all_;
+};
 
 class Format2 final : public ImageFormat {
  public:
@@ -413,16 +468,9 @@ std::optional<ImageIdentity> resolve_format2(const Pool& pool,
   ImageIdentity identity;
   if (!read_id(pool, spec.image, &identity.image)) return std::nullopt;
   if (spec.snapshot.empty() && spec.since.empty()) return identity;
-  const std::string oid = format2_header_oid(identity.image);
-  HeaderRead header(pool, oid);
-  const auto snapc = header.add("get_snapcontext");
-  header.run();
-  const auto snapshots = read_snapshots(
-      pool, oid, decode_get_snapcontext(header.output(snapc)));
-  if (!spec.snapshot.empty())
-    identity.snap = find_snapshot(snapshots, spec.image, spec.snapshot);
-  if (!spec.since.empty())
-    identity.since = find_snapshot(snapshots, spec.image, spec.since);
+  SnapshotFinder snapshots(pool, spec, identity.image);
+  if (!spec.snapshot.empty()) identity.snap = snapshots.find(spec.snapshot);
+  if (!spec.since.empty()) identity.since = snapshots.find(spec.since);
   return identity;
 }
 

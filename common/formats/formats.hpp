@@ -26,6 +26,8 @@ struct Pool {
   std::shared_ptr<Cluster> cluster;
   std::shared_ptr<ObjectStore> store;  // for metadata
   std::shared_ptr<ObjectStore> data;
+  /// Null: nothing is remembered.
+  KnownSnapshots* known_snapshots = nullptr;
   [[nodiscard]] std::chrono::milliseconds timeout() const {
     return cluster->timeout();
   }

@@ -285,10 +285,6 @@ Format2Snapshot decode_snapshot_get(std::string_view bytes) {
   return snap;
 }
 
-std::string decode_get_snapshot_name(std::string_view bytes) {
-  return one_name(bytes, "get_snapshot_name", "snapshot name");
-}
-
 Format2Migration decode_migration_get(std::string_view bytes) {
   Decoder outer(bytes, "migration_get");
   Decoder in = outer.frame(3, "migration");

@@ -191,9 +191,6 @@ decode_get_stripe_unit_count(std::string_view bytes);
 
 /// The reply of snapshot_get (Ceph 13 and newer).
 [[nodiscard]] Format2Snapshot decode_snapshot_get(std::string_view bytes);
-/// The reply of get_snapshot_name; with get_size at the snapshot, the
-/// way for older servers (snapshot_get: EOPNOTSUPP).
-[[nodiscard]] std::string decode_get_snapshot_name(std::string_view bytes);
 
 /// The reply of migration_get.  The method fails with EINVAL where the
 /// image is not migrating.

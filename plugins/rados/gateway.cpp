@@ -175,7 +175,7 @@ std::shared_ptr<Image> Gateway::open_image(Slot& slot,
 Gateway::Use* Gateway::open(const ImageSpec& spec, bool writable) {
   const ImageIdentity identity =
       clients_.with_cluster([&](const std::shared_ptr<Cluster>& cluster) {
-        return resolve_image(cluster, spec, config_.format);
+        return resolve_image(cluster, spec, config_.format, &known_snapshots_);
       });
   const SlotKey key{identity, writable && identity.snap == snap_head &&
                                   !identity.since.has_value()};

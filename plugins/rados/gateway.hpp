@@ -121,6 +121,7 @@ class Gateway {
   const Config& config_;
   ClientPool clients_;
   std::shared_ptr<WorkerPool> workers_;
+  KnownSnapshots known_snapshots_;
   std::mutex mutex_;
   // Guarded by mutex_.
   std::map<SlotKey, std::shared_ptr<Slot>> slots_;

@@ -42,6 +42,7 @@ struct Header {
   std::uint64_t flags = 0;
   std::vector<SnapId> snaps = {};  // newest first
   std::map<SnapId, std::uint32_t> kinds = {};  // of snapshots in `snaps`
+  std::map<SnapId, std::string> names = {};    // where not "s" and the id
   bool has_parent = false;
   std::uint64_t overlap = 0;
   std::optional<std::pair<std::uint64_t, std::uint64_t>> striping = {};
@@ -110,6 +111,7 @@ class TestCluster final : public Cluster {
       return 0;
     });
     method("snapshot_get", [this](auto in, Encoder& out) {
+      ++snapshots_read;
       if (!exists(in)) return -ENOENT;
       const SnapId id = Decoder(in, "id").u64("id");
       const std::uint32_t kind = header.kinds[id];
@@ -117,9 +119,11 @@ class TestCluster final : public Cluster {
         out.u64(id);
         out.frame(1, 1, [&] {
           out.u32(kind);
+          if (kind == 1) out.i64(7).string("group").string("group snapshot");
           if (kind == 2) out.string("was");
         });
-        out.string("s" + std::to_string(id)).u64(header.size).u32(0).u32(0);
+        const auto name = header.names.try_emplace(id, "s" + std::to_string(id));
+        out.string(name.first->second).u64(header.size).u32(0).u32(0);
       });
       return 0;
     });
@@ -157,6 +161,7 @@ class TestCluster final : public Cluster {
   }
 
   Header header;
+  std::size_t snapshots_read = 0;
   const std::string oid = format2_header_oid("abc");
   MemoryStore memory;
   FaultStore faults{memory};
@@ -178,6 +183,8 @@ class Format2Test : public CppUnit::TestFixture {
   CPPUNIT_TEST(one_operation);
   CPPUNIT_TEST(parents);
   CPPUNIT_TEST(snapshots);
+  CPPUNIT_TEST(snapshots_by_name);
+  CPPUNIT_TEST(many_snapshots_by_name);
   CPPUNIT_TEST(what_never_changes);
   CPPUNIT_TEST(refused);
   CPPUNIT_TEST(gone);
@@ -285,6 +292,59 @@ class Format2Test : public CppUnit::TestFixture {
     h.snaps = {9};
     throws(EIO, "the snapshot has been deleted", [&] { (void)format->load(); });
     throws(ENOENT, "has no snapshot 's4'", [&] { (void)open("s4"); });
+  }
+
+  void snapshots_by_name() {
+    KnownSnapshots known;
+    const auto find = [&](const std::string& name) {
+      return resolve_image(cluster_, {"p", "", "vm", name},
+                           FormatChoice::format2, &known)
+          .snap;
+    };
+    Header& h = cluster_->header;
+    h.snaps = {9, 6, 5, 4};
+    CPPUNIT_ASSERT_EQUAL(SnapId{4}, find("s4"));
+    // Two change places, which changes no id.
+    h.names = {{4, "s5"}, {5, "s4"}};
+    CPPUNIT_ASSERT_EQUAL(SnapId{5}, find("s4"));
+    CPPUNIT_ASSERT_EQUAL(SnapId{4}, find("s5"));
+    // A group's has the name of a user's, and then is the only one of it.
+    h.kinds[9] = 1;
+    h.names = {{9, "s4"}, {5, "other"}, {6, "six"}};
+    CPPUNIT_ASSERT_EQUAL(SnapId{4}, find("s4"));
+    h.names[4] = "four";
+    CPPUNIT_ASSERT_EQUAL(SnapId{9}, find("s4"));
+    // A user's gets that name.
+    h.names[6] = "s4";
+    CPPUNIT_ASSERT_EQUAL(SnapId{6}, find("s4"));
+    // It goes to the trash, or for good.
+    h.kinds[6] = 2;
+    CPPUNIT_ASSERT_EQUAL(SnapId{9}, find("s4"));
+    h.snaps = {5, 4};
+    throws(ENOENT, "has no snapshot 's4'", [&] { (void)find("s4"); });
+    CPPUNIT_ASSERT_EQUAL(SnapId{4}, find("four"));
+  }
+
+  /// `nbdinfo --list` opens each of them.
+  void many_snapshots_by_name() {
+    KnownSnapshots known;
+    const SnapId most = 90;
+    for (SnapId id = most; id > 0; --id) cluster_->header.snaps.push_back(id);
+    const auto find_all = [&] {
+      cluster_->snapshots_read = 0;
+      for (SnapId id = 1; id <= most; ++id)
+        CPPUNIT_ASSERT_EQUAL(
+            id, resolve_image(cluster_,
+                              {"p", "", "vm", "s" + std::to_string(id)},
+                              FormatChoice::format2, &known)
+                    .snap);
+      return cluster_->snapshots_read;
+    };
+    CPPUNIT_ASSERT_EQUAL(std::size_t{most + most - 1}, find_all());
+    CPPUNIT_ASSERT_EQUAL(std::size_t{most}, find_all());
+    // One more: all are read once more.
+    cluster_->header.snaps.insert(cluster_->header.snaps.begin(), most + 1);
+    CPPUNIT_ASSERT_EQUAL(std::size_t{most + 1 + most - 1}, find_all());
   }
 
   void what_never_changes() {

@@ -886,8 +886,6 @@ class Format2Test : public CppUnit::TestFixture {
     CPPUNIT_ASSERT_EQUAL(std::uint64_t{8 << 20}, mirror.size);
     CPPUNIT_ASSERT(mirror.kind == Format2SnapshotKind::mirror);
 
-    CPPUNIT_ASSERT_EQUAL(std::string("s1"),
-                         decode_get_snapshot_name(unhex("020000007331")));
     CPPUNIT_ASSERT_EQUAL(std::string_view("trash"),
                          to_string(Format2SnapshotKind::trash));
     CPPUNIT_ASSERT_EQUAL(std::string_view("unknown"),
@@ -900,9 +898,6 @@ class Format2Test : public CppUnit::TestFixture {
       refused_cut_off(
           [](std::string_view in) { (void)decode_snapshot_get(in); },
           unhex(vector), "snapshot_get");
-    refused_cut_off(
-        [](std::string_view in) { (void)decode_get_snapshot_name(in); },
-        unhex("020000007331"), "get_snapshot_name");
     const auto bad = [](std::size_t at, std::string_view with,
                         const std::string& problem) {
       std::string changed = unhex(snapshot_user);
@@ -922,8 +917,6 @@ class Format2Test : public CppUnit::TestFixture {
     bad(24, le(0, 4), "snapshot name is empty");
     bad(30, le(UINT64_MAX, 8),
         "snapshot image size 18446744073709551615 is above 2^63 - 1");
-    refused([] { (void)decode_get_snapshot_name(le(0, 4)); }, EIO,
-            "get_snapshot_name: snapshot name is empty");
   }
 
   // Made by hand: newer versions append to both frames, and there may be

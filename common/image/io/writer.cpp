@@ -187,16 +187,16 @@ void Writer::when_writable(std::uint64_t length, std::uint64_t offset,
       if (core_.options.lock == LockMode::none)
         throw Error(EROFS, name + ": its exclusive lock is needed for "
                                   "writing, and lock=none was given");
-      maintenance_->want_lock();
+      caretaker_->want_lock();
     }
-    if (unsure) maintenance_->doubt_watch();
+    if (unsure) caretaker_->doubt_watch();
     state.gate().wait(seen, [&] { return unsure && state.guarded(); });
   }
 }
 
 void Writer::give_up_map(const MapFailure& failure) {
   const int code = failure.error.code();
-  if (code == EBUSY) maintenance_->doubt_lock();
+  if (code == EBUSY) caretaker_->doubt_lock();
   // Somebody else has locked the map, or shut this client out.
   if (code == EBUSY || code == ESHUTDOWN)
     throw Error(ESHUTDOWN, failure.error.what());

@@ -15,7 +15,7 @@
 #include "image/io/object_changer.hpp"
 #include "image/io/reader.hpp"
 #include "image/io/write_merger.hpp"
-#include "image/ownership/maintenance.hpp"
+#include "image/ownership/caretaker.hpp"
 #include "image/view.hpp"
 
 namespace nbdrados {
@@ -29,9 +29,9 @@ enum class ZeroMode : std::uint8_t {
 class Writer {
  public:
   /// What is given must outlive this.  Of a parent, which is not written to,
-  /// `maintenance` is null.
-  Writer(ImageCore& core, Reader& reader, Maintenance* maintenance)
-      : core_(core), maintenance_(maintenance), changer_(core, reader) {}
+  /// `caretaker` is null.
+  Writer(ImageCore& core, Reader& reader, Caretaker* caretaker)
+      : core_(core), caretaker_(caretaker), changer_(core, reader) {}
 
   void write(const char* buffer, std::uint64_t length, std::uint64_t offset);
   void zero(std::uint64_t length, std::uint64_t offset, ZeroMode how);
@@ -57,7 +57,7 @@ class Writer {
       const View& view, std::uint64_t first, std::uint64_t count);
 
   ImageCore& core_;
-  Maintenance* const maintenance_;
+  Caretaker* const caretaker_;
   ObjectChanger changer_;
   WriteMerger merger_;
 };

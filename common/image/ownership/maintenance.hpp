@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "image/core.hpp"
+#include "image/ownership/caretaker.hpp"
 #include "image/ownership/exclusive_lock.hpp"
 #include "image/ownership/header_watch.hpp"
 #include "image/ownership/lock_turns.hpp"
@@ -37,7 +38,7 @@ namespace nbdrados {
 ///
 /// There is one way into the ownership of the lock (take), one out of it
 /// (release), and one for what a release has left behind (release_again).
-class Maintenance final : public WatchHandler {
+class Maintenance final : public WatchHandler, public Caretaker {
  public:
   /// Makes the watch.  `core` must outlive this.  Throws Error.
   explicit Maintenance(ImageCore& core);
@@ -52,14 +53,9 @@ class Maintenance final : public WatchHandler {
   /// Gives the lock back.  No request may be under way.
   ~Maintenance() override;
 
-  /// A writer waits for the lock; the gate or a View answers it.  Thread-safe.
-  void want_lock();
-  /// Something speaks against that the lock is held: have a look.
-  /// Thread-safe.
-  void doubt_lock();
-  /// A writer cannot be sure of the watch: have a look.
-  /// ImageState::guard_until answers it, or a View.  Thread-safe.
-  void doubt_watch();
+  void want_lock() override;
+  void doubt_lock() override;
+  void doubt_watch() override;
 
   void notified(std::uint64_t notify_id, std::uint64_t cookie,
                 std::string_view payload) noexcept override;

@@ -85,8 +85,10 @@ void Image::trim(std::uint64_t length, std::uint64_t offset) {
   std::uint64_t end = offset + length;
   if (end < size_now) end = end / g * g;
   const std::uint64_t start = offset % g == 0 ? offset : (offset / g + 1) * g;
-  if (start >= end)
-    writer_.nothing(length, offset);  // it must be a valid request
+  // It must be a valid request, also where nothing is left of it; and where the
+  // sum of its numbers is a small one, it is none.
+  if (start >= end || length > ~offset)
+    writer_.nothing(length, offset);
   else
     writer_.zero(end - start, start, ZeroMode::free);
 }

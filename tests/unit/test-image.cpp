@@ -127,6 +127,7 @@ class TestRequests : public CppUnit::TestFixture {
   CPPUNIT_TEST_SUITE(TestRequests);
   CPPUNIT_TEST(random_operations);
   CPPUNIT_TEST(trim_rounds_inwards);
+  CPPUNIT_TEST(trim_beyond_the_end);
   CPPUNIT_TEST(absurd_layouts);
   CPPUNIT_TEST_SUITE_END();
 
@@ -245,6 +246,18 @@ class TestRequests : public CppUnit::TestFixture {
     CPPUNIT_ASSERT_EQUAL(std::uint64_t{4 * K},
                          Bench(Layout(4 * K, 4 * K, 1), 128 * K)
                              .image->discard_granularity());
+  }
+
+  void trim_beyond_the_end() {
+    Bench b(Layout(64 * K, 64 * K, 1), 100 * K);
+    b.write(std::string(100 * K, 'x'), 0);
+    for (const auto& [length, offset] : std::vector<std::pair<u64, u64>>{
+             {64 * K, 64 * K}, {1, 100 * K}, {200 * K, 0},
+             // Their ends are small numbers.
+             {100 * K, ~u64{0} - 5}, {~u64{0}, 80 * K}})
+      CPPUNIT_ASSERT_EQUAL(
+          EINVAL, error_of([&] { b.image->trim(length, offset); }));
+    CPPUNIT_ASSERT(b.read(100 * K, 0) == std::string(100 * K, 'x'));
   }
 
   void absurd_layouts() {

@@ -13,7 +13,8 @@ young=(unshare --time --monotonic "$((1 - uptime))" --boottime "$((1 - uptime))"
 [ "$("${young[@]}" cut -d. -f1 /proc/uptime)" -lt 60 ] ||
   die "the clocks are not what they should be"
 
-tests=(write-back cache cached-extents exclusive-lock client-pool header-watch)
+tests=(write-back cache cached-extents exclusive-lock client-pool header-watch
+  metadata)
 for test in "${tests[@]}" ownership; do
   requires_built "unit/test-$test"
 done

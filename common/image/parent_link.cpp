@@ -28,6 +28,7 @@ std::shared_ptr<Backing> ParentLink::find(const View& view) {
   if (!parent_ || spec_ != view.parent_spec) {
     ImageOptions options;
     options.lineage = lineage_of(view.parent_spec);
+    options.extents = options_.extents;
     options.workers = options_.workers;
     options.log = options_.log;
     parent_ = open_(format_.open_parent(view.parent_spec), std::move(options));

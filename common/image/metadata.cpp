@@ -10,15 +10,13 @@
 
 namespace nbdrados {
 
-/// format_mutex_ is held.
 View Metadata::read() {
   View view = format_.load();
   view.parent = parents_.find(view);
   return view;
 }
 
-void Metadata::load(bool end_hold) {
-  const std::scoped_lock one_load(format_mutex_);
+void Metadata::load_now(bool end_hold) {
   const std::uint64_t mine = loads_started_.fetch_add(1) + 1;
   try {
     state_.publish(read(), end_hold);
@@ -35,6 +33,11 @@ void Metadata::load(bool end_hold) {
   last_verdict_ = mine;
   // It stays lost, even if the header can be read again.
   if (const auto lost = state_.lost()) throw *lost;
+}
+
+void Metadata::load(bool end_hold) {
+  const std::scoped_lock one_load(format_mutex_);
+  load_now(end_hold);
 }
 
 void Metadata::load_as_owner(
@@ -81,18 +84,17 @@ void Metadata::retry() {
 
 void Metadata::confirm() {
   // The header is asked once more, after the fact.  Any load that began
-  // since then, and came to a verdict, will do.
+  // since then, and came to a verdict, will do: of those who wait here one
+  // loads for all.
   const std::uint64_t seen = loads_started_.load();
-  {
-    const std::scoped_lock one_load(format_mutex_);
-    if (last_verdict_ > seen) {
-      const auto view = state_.read();
-      if (view->failure != 0) throw Error(view->failure, view->reason);
-      return;
-    }
+  const std::scoped_lock one_load(format_mutex_);
+  if (last_verdict_ > seen) {
+    const auto view = state_.read();
+    if (view->failure != 0) throw Error(view->failure, view->reason);
+    return;
   }
   try {
-    load();
+    load_now(false);
   } catch (const Error& e) {
     if (!is_verdict(e.code())) throw;
     throw Error(failure_for(e.code()), e.what());

@@ -65,7 +65,10 @@ class Metadata {
   /// How often the metadata of an image that fails is asked for again.
   static constexpr std::chrono::seconds retry_interval{1};
 
+  // format_mutex_ is held.
   [[nodiscard]] View read();
+  void load_now(bool end_hold);
+
   void confirm();
   void retry();
 

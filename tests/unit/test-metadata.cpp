@@ -56,6 +56,8 @@ class MetadataTest : public CppUnit::TestFixture {
   CPPUNIT_TEST(confirms_what_is_doubtful);
   CPPUNIT_TEST(confirms_what_has_changed_anew);
   CPPUNIT_TEST(unconfirmed_is_an_error);
+  CPPUNIT_TEST(shares_a_confirmation);
+  CPPUNIT_TEST(shares_a_verdict_and_no_timeout);
   CPPUNIT_TEST(takes_over);
   CPPUNIT_TEST(takes_over_without_a_map);
   CPPUNIT_TEST(does_not_take_over);
@@ -70,17 +72,42 @@ class MetadataTest : public CppUnit::TestFixture {
     return b.core.metadata.request_view()->failure;
   }
   /// Runs a request that found something missing; returns its error, and how
-  /// often it ran.
-  static std::pair<int, int> confirm(ImageRoom& b) {
+  /// often it ran.  `found` counts all such requests.
+  static std::pair<int, int> confirm(ImageRoom& b,
+                                     std::atomic<int>* found = nullptr) {
     int runs = 0;
     const int code = error_of([&] {
       (void)b.core.metadata.confirmed([&](const View& view) {
         if (view.failure != 0) throw Error(view.failure, view.reason);
         ++runs;
+        if (found != nullptr) ++*found;
         return true;
       });
     });
     return {code, runs};
+  }
+  /// Several at a time: one has begun to read the header, which gives the error
+  /// `code`, when the others look.  Returns how often it is read.
+  static int confirm_together(ImageRoom& b, int others, int code) {
+    const int before = b.state->loads;
+    std::atomic<int> found{0};
+    std::vector<std::future<std::pair<int, int>>> requests;
+    const auto start = [&] {
+      requests.push_back(
+          std::async(std::launch::async, [&] { return confirm(b, &found); }));
+    };
+    {
+      const std::scoped_lock slow(b.state->mutex);
+      b.state->load_error = code;
+      start();
+      CPPUNIT_ASSERT(eventually([&] { return b.state->loads > before; }));
+      for (int i = 0; i < others; ++i) start();
+      CPPUNIT_ASSERT(eventually([&] { return found == 1 + others; }));
+      for (auto& r : requests)
+        CPPUNIT_ASSERT(r.wait_for(20ms) == std::future_status::timeout);
+    }
+    for (auto& r : requests) CPPUNIT_ASSERT(r.get() == (std::pair{code, 1}));
+    return b.state->loads - before;
   }
 
  public:
@@ -325,6 +352,22 @@ class MetadataTest : public CppUnit::TestFixture {
       b.state->set_load_error(code);
       CPPUNIT_ASSERT(confirm(b) == (std::pair{becomes, 1}));
     }
+  }
+
+  // A load that began after the request looked will do for it; one that was
+  // under way already will not.
+  void shares_a_confirmation() {
+    for (int i = 0; i < 10; ++i) {
+      ImageRoom b(four, {.size = size, .snap = 5});
+      CPPUNIT_ASSERT_EQUAL(2, confirm_together(b, 6, 0));
+    }
+  }
+
+  void shares_a_verdict_and_no_timeout() {
+    ImageRoom gone(four, {.size = size, .snap = 5});
+    CPPUNIT_ASSERT_EQUAL(2, confirm_together(gone, 3, EIO));
+    ImageRoom slow(four, {.size = size, .snap = 5});
+    CPPUNIT_ASSERT_EQUAL(4, confirm_together(slow, 3, ETIMEDOUT));
   }
 
   /// An image whose lock has just been taken.

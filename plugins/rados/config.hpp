@@ -5,19 +5,14 @@
 #ifndef NBDRADOS_PLUGIN_CONFIG_HPP
 #define NBDRADOS_PLUGIN_CONFIG_HPP
 
-#include <chrono>
-#include <cstddef>
 #include <cstdint>
 #include <optional>
-#include <set>
 #include <string>
 #include <string_view>
 
 #include "allow.hpp"
 #include "formats/catalog.hpp"
-#include "image/ownership/lock_mode.hpp"
-#include "image/status/extents_mode.hpp"
-#include "rados/cluster.hpp"
+#include "open/image_config.hpp"
 
 namespace nbdrados {
 
@@ -26,7 +21,7 @@ enum class ListMode : std::uint8_t { all, images, none };
 
 /// What the command line says.  Written while nbdkit reads it, constant
 /// afterwards.
-class Config {
+class Config : public ImageConfig {
  public:
   /// All keys, for nbdkit --help.
   [[nodiscard]] static const char* help();
@@ -37,28 +32,9 @@ class Config {
   /// Checks what can be checked without a cluster.  Throws Error.
   void complete();
 
-  std::set<std::string> given;  // the keys
-  ClusterConfig cluster;
-  std::size_t clients = 4;  // see ClientPool
-  std::string pool;
-  std::optional<std::string> name_space;
-  /// Without it, export names choose images.
-  std::optional<std::string> image;
-  std::string snapshot;
-  std::string since;
-  FormatChoice format = FormatChoice::automatic;
+  // Without `image`, export names choose images.
   ListMode list = ListMode::all;
-  bool create = false;
-  CreateOptions create_options;
-  LockMode lock = LockMode::exclusive;
-  bool break_lock = false;
-  std::chrono::milliseconds lock_wait = default_lock_wait;
-  ExtentsMode extents = ExtentsMode::exact;
-  std::uint64_t discard_granularity = 0;  // bytes; 0: the default
-  std::optional<AccessList> allow;        // without it everybody may all
-
-  /// The configured image; only where `image` is set.
-  [[nodiscard]] ImageSpec spec() const;
+  std::optional<AccessList> allow;  // without it everybody may all
 
   /// The image that a client asks for.  Throws Error: the name leads out of
   /// the configured pool or namespace, or makes no sense.
@@ -67,10 +43,6 @@ class Config {
   /// The one name of an image for the rules of `allow`: as in the list of
   /// exports, or as it would be there if the image were not configured.
   [[nodiscard]] std::string listed_name(const ImageSpec& spec) const;
-
- private:
-  /// Takes apart what image= says.
-  void split_image();
 };
 
 }  // namespace nbdrados

@@ -5,21 +5,15 @@
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
-#include <algorithm>
 #include <cerrno>
 #include <utility>
 
 #include "nbdkit/log.hpp"
-#include "nbdkit/parameters.hpp"
 #include "rados/error.hpp"
 
 namespace nbdrados {
 
 namespace {
-
-/// Threads for mapping objects, which librados does only synchronously.
-/// They wait for OSDs, so there may be more of them than processors.
-constexpr std::size_t mapping_threads = 32;
 
 /// With more nbdkit gives the client an error and no list (server/exports.c,
 /// MAX_EXPORTS).
@@ -38,22 +32,6 @@ ListOptions list_options(const Config& config) {
     log_error("%s", line.c_str());
   };
   return options;
-}
-
-/// Only the OSDs know what they refuse; what this client's configuration says
-/// is a hint.
-void warn_of_large_objects(Cluster& cluster, Image& image) {
-  const std::uint64_t limit =
-      parse_digits(cluster.ceph_option("osd_max_object_size").value_or(""))
-          .value_or(0);
-  const std::uint64_t largest =
-      std::min(image.traits().layout.object_size(), image.size());
-  if (limit != 0 && largest > limit)
-    log_error("%s: objects can become %llu bytes long, but OSDs refuse "
-              "writes beyond %llu (osd_max_object_size)",
-              image.traits().name.c_str(),
-              static_cast<unsigned long long>(largest),
-              static_cast<unsigned long long>(limit));
 }
 
 }  // namespace
@@ -96,31 +74,16 @@ Gateway::Use::~Use() {
 std::shared_ptr<Image> Gateway::make_image(const Slot& slot,
                                            const ImageSpec& spec,
                                            bool writable) {
-  const ImageIdentity& identity = slot.key.identity;
-  const std::shared_ptr<Cluster>& cluster = slot.client->cluster;
-  OpenOptions how;
-  how.writable = writable;
-  how.grow_to = config_.create ? 0 : config_.create_options.size;
-  auto format = open_format(cluster, identity, spec, how);
-  ImageOptions options;
-  options.writable = how.writable;
-  options.lock = config_.lock;
-  options.break_lock = config_.break_lock;
-  options.lock_wait = config_.lock_wait;
-  options.extents = config_.extents;
-  options.discard_granularity = config_.discard_granularity;
-  options.identity = identity.text();
-  options.workers = workers_;
-  options.log = [](const std::string& line, bool trouble) {
+  ImageHost host;
+  host.workers = workers_;
+  host.log = [](const std::string& line, bool trouble) {
     if (trouble)
       log_error("%s", line.c_str());
     else
       nbdkit_debug("%s", line.c_str());
   };
-  auto image =
-      std::make_shared<Image>(std::move(format), std::move(options));
-  if (image->writable()) warn_of_large_objects(*cluster, *image);
-  return image;
+  return nbdrados::open_image(slot.client->cluster, slot.key.identity, spec,
+                              config_, writable, host);
 }
 
 /// A key that may only read still gets something to read.

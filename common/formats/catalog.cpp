@@ -359,4 +359,19 @@ void create_image(const std::shared_ptr<Cluster>& cluster,
   }
 }
 
+void rename_image(const std::shared_ptr<Cluster>& cluster,
+                  const ImageSpec& from, const std::string& to) {
+  const Pool pool = open_pool(cluster, from.pool, from.name_space);
+  if (exists_format1(pool, to) || exists_striper(pool, to))
+    throw Error(EEXIST, "image '" + to + "' exists already in pool '" +
+                            from.pool + "'");
+  rename_format2(pool, from, to);
+}
+
+void remove_empty_image(const std::shared_ptr<Cluster>& cluster,
+                        const ImageSpec& spec, const ImageIdentity& identity) {
+  const Pool pool = open_pool(cluster, identity.pool, identity.name_space);
+  remove_empty_format2(pool, spec, identity.image);
+}
+
 }  // namespace nbdrados

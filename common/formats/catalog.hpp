@@ -121,6 +121,18 @@ void check_create(const ImageSpec& spec, const CreateOptions& options);
 void create_image(const std::shared_ptr<Cluster>& cluster,
                   const ImageSpec& spec, const CreateOptions& options);
 
+/// Gives an image of format 2 another name in its pool and namespace.  Who has
+/// it open keeps it.  Calling it again completes a call that was interrupted.
+/// Throws Error: ENOENT, EEXIST: another image has that name.
+void rename_image(const std::shared_ptr<Cluster>& cluster,
+                  const ImageSpec& from, const std::string& to);
+
+/// Removes an image of format 2 that has neither data nor snapshots nor other
+/// users: whoever made it has found that he does not need it.  `identity` is
+/// the image's.  Throws Error; what is left then, `rbd rm` removes.
+void remove_empty_image(const std::shared_ptr<Cluster>& cluster,
+                        const ImageSpec& spec, const ImageIdentity& identity);
+
 }  // namespace nbdrados
 
 #endif

@@ -78,6 +78,12 @@ void check_new_features(std::uint64_t features, const std::string& source);
 void create_striper(const Pool& pool, const ImageSpec& spec,
                     const CreateOptions& options);
 
+/// As catalog.hpp says.
+void rename_format2(const Pool& pool, const ImageSpec& from,
+                    const std::string& to);
+void remove_empty_format2(const Pool& pool, const ImageSpec& spec,
+                          const std::string& id);
+
 /// Names of images, with the names of their (user's) snapshots.
 using Listing = std::map<std::string, std::vector<std::string>>;
 /// `log` receives a line about what cannot be listed.

@@ -68,6 +68,16 @@ std::string encode_dir_remove_image(std::string_view image,
   return encode_dir_add_image(image, id);
 }
 
+std::string encode_dir_rename_image(std::string_view from,
+                                    std::string_view to,
+                                    std::string_view id) {
+  Encoder out;
+  out.string(from);
+  out.string(to);
+  out.string(id);
+  return out.take();
+}
+
 std::string encode_dir_state_ready() {
   Encoder out;
   out.u8(directory_ready);

@@ -73,6 +73,11 @@ struct Format2NewHeader {
 /// has another id.
 [[nodiscard]] std::string encode_dir_remove_image(std::string_view image,
                                                   std::string_view id);
+/// For dir_rename_image of rbd_directory.  ENOENT: no such name or id; EEXIST:
+/// the new name is there; ESTALE: the name has another id.
+[[nodiscard]] std::string encode_dir_rename_image(std::string_view from,
+                                                  std::string_view to,
+                                                  std::string_view id);
 /// For dir_state_assert of rbd_directory: images may be added.  ENOENT: no
 /// such object, so no such namespace; EBUSY: the namespace is being removed.
 [[nodiscard]] std::string encode_dir_state_ready();

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// Copies one endpoint to another.
+//
+// One thread, that of run(), walks through the source (see walk.hpp) and begins
+// a transfer for each piece.  All that follows in the transfer happens where
+// its operations end, in threads of the endpoints:
+//
+//     run()          source            transfer               destination
+//     next piece
+//     wait for a free transfer
+//     begin  ------> read ----------->  look for zeros
+//                                       first run  ---------> write or zero
+//                                       next run   <---------/
+//                                       ...
+//     wake   <------------------------  free
+//
+// A transfer has one operation under way at a time.  So the number of transfers
+// bounds the requests, and their buffers, which are used again and again, the
+// memory.  There are some with small buffers besides: scattered data should not
+// wait for buffers that are much larger than it needs.
+//
+// The first error ends the copy: nothing is begun any more, and run() throws it
+// when all that is under way has ended.
+
+#ifndef NBDRADOS_COPY_ENGINE_HPP
+#define NBDRADOS_COPY_ENGINE_HPP
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "copy/endpoint.hpp"
+#include "copy/walk.hpp"
+
+namespace nbdrados::copy {
+
+struct EngineOptions {
+  std::uint64_t request_size = 256 << 10;  ///< bytes; a power of two
+  std::uint64_t queue_size = 16 << 20;     ///< bytes under way, at most
+  std::size_t requests = 64;               ///< under way, at most
+  /// Blocks of so many bytes of the payload are looked at whether they are
+  /// zeros; a power of two, or 0: none.
+  std::uint64_t sparse = 4096;
+  bool use_extents = true;          ///< of the source
+  bool allocated = false;           ///< the destination is to have no holes
+  bool destination_is_zero = false;  ///< whatever it says itself
+  bool flush = false;               ///< the destination, at the end
+  std::uint64_t rate = 0;           ///< bytes read a second, at most; 0: any
+};
+
+/// How far a copy is; bytes.  May be read by any thread meanwhile.
+struct Counts {
+  std::atomic<std::uint64_t> copied{0};   ///< written as data
+  std::atomic<std::uint64_t> zeroed{0};
+  std::atomic<std::uint64_t> skipped{0};  ///< zeros already
+  [[nodiscard]] std::uint64_t done() const noexcept {
+    return copied + zeroed + skipped;
+  }
+};
+
+class Engine {
+ public:
+  /// The endpoints, with their names for messages, must outlive this.
+  Engine(Endpoint& source, std::string source_name, Endpoint& destination,
+         std::string destination_name, const EngineOptions& options);
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  /// Copies all of it; once.  Blocks.  Throws Error with a text of one line,
+  /// "NAME: read at OFFSET+LENGTH: REASON"; where the destination is too small
+  /// (ENOSPC) or cannot be written to (EROFS), before the first byte of it is
+  /// changed.
+  void run();
+
+  /// Ends run() soon, with Error(ECANCELED).  Any thread.
+  void stop() noexcept;
+
+  [[nodiscard]] const Counts& counts() const noexcept { return counts_; }
+  /// Bytes that there are to copy, or unknown_size.  Any thread.
+  [[nodiscard]] std::uint64_t size() const noexcept {
+    return source_.traits().size;
+  }
+
+ private:
+  struct Transfer;
+  struct Run;
+
+  void check() const;
+  void copy_tail();
+  void walk();
+  void flush();
+  [[nodiscard]] Transfer* get_transfer(const Piece& piece);
+  void wait_for_rate(std::uint64_t length);
+  void begin(Transfer& transfer, const Piece& piece);
+  void ended(Transfer& transfer, int error) noexcept;
+  [[nodiscard]] bool step(Transfer& transfer);
+  [[nodiscard]] bool take_read(Transfer& transfer);
+  [[nodiscard]] Run next_run(const Transfer& transfer) const;
+  void write_run(Transfer& transfer);
+  void release(Transfer& transfer) noexcept;
+  void fail(const std::string& name, const char* operation,
+            std::uint64_t offset, std::uint64_t length, int code) noexcept;
+  void fail(std::exception_ptr error) noexcept;
+  [[nodiscard]] bool source_has_ended(std::uint64_t offset) const;
+
+  Endpoint& source_;
+  const std::string source_name_;
+  Endpoint& destination_;
+  const std::string destination_name_;
+  const EngineOptions options_;
+  std::uint64_t request_size_;      // bytes; not less than options_'s
+  std::uint64_t block_ = 0;         // of zeros; 0: they are not looked for
+  const bool skip_zeros_;           // the destination reads as zeros
+  std::atomic<bool> can_zero_;      // the destination can, as far as is known
+  Counts counts_;
+  std::atomic<bool> stopping_{false};
+  std::chrono::steady_clock::time_point may_read_{};  // only of run()
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  // All below guarded by mutex_.
+  std::vector<std::unique_ptr<Transfer>> transfers_;
+  std::vector<Transfer*> free_large_;
+  std::vector<Transfer*> free_small_;
+  std::size_t under_way_ = 0;
+  bool wanted_ = false;             // run() waits
+  std::exception_ptr error_;        // the first
+};
+
+}  // namespace nbdrados::copy
+
+#endif

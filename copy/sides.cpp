@@ -1,0 +1,301 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+#include "sides.hpp"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <stdexcept>
+#include <thread>
+#include <utility>
+
+#include "copy/file_endpoint.hpp"
+#include "copy/nbd_endpoint.hpp"
+#include "copy/null_endpoint.hpp"
+#include "copy/rados_endpoint.hpp"
+#include "copy/rados_uri.hpp"
+#include "copy/stream_endpoint.hpp"
+#include "open/image_config.hpp"
+#include "rados/error.hpp"
+
+namespace radoscopy {
+
+namespace {
+
+using namespace nbdrados;
+using namespace nbdrados::copy;
+
+/// Operations that are under way in the cluster, at most.
+constexpr std::size_t most_rados_threads = 32;
+
+// Files ---------------------------------------------------------------------
+
+bool has_offsets(mode_t mode) { return S_ISREG(mode) || S_ISBLK(mode); }
+
+/// The standard input or output, which may be a file that the shell has opened.
+/// Only at its start, and empty where it is written to, is it more than a
+/// stream.
+bool is_whole_file(int fd, const struct stat& s, bool writing) {
+  return S_ISREG(s.st_mode) && ::lseek(fd, 0, SEEK_CUR) == 0 &&
+         (!writing ||
+          (s.st_size == 0 && (::fcntl(fd, F_GETFL) & O_APPEND) == 0));
+}
+
+std::unique_ptr<Endpoint> open_standard(bool writing) {
+  const int number = writing ? STDOUT_FILENO : STDIN_FILENO;
+  if (writing && ::isatty(number) == 1)
+    throw Error(EINVAL, "refusing to write to a terminal");
+  FileDescriptor file(::fcntl(number, F_DUPFD_CLOEXEC, 0));
+  struct stat s = {};
+  if (!file || ::fstat(file.get(), &s) == -1) fail(errno, "-");
+  if (is_whole_file(file.get(), s, writing))
+    return std::make_unique<FileEndpoint>(std::move(file), writing);
+  return std::make_unique<StreamEndpoint>(std::move(file), writing);
+}
+
+std::unique_ptr<Endpoint> open_source_file(const std::string& name) {
+  if (name == "-") return open_standard(false);
+  FileDescriptor file(::open(name.c_str(), O_RDONLY | O_CLOEXEC));
+  struct stat s = {};
+  if (!file || ::fstat(file.get(), &s) == -1) fail(errno, name);
+  if (S_ISDIR(s.st_mode)) fail(EISDIR, name);
+  if (has_offsets(s.st_mode))
+    return std::make_unique<FileEndpoint>(std::move(file), false);
+  return std::make_unique<StreamEndpoint>(std::move(file), false);
+}
+
+/// A device is not to become a file by accident, so it is not made first.
+FileDescriptor open_or_make(const std::string& name) {
+  struct stat s = {};
+  const bool exists = ::stat(name.c_str(), &s) == 0;
+  const bool stream = exists && !has_offsets(s.st_mode);
+  int flags = (stream ? O_WRONLY : O_RDWR) | O_CLOEXEC;
+  if (!exists) flags |= O_CREAT | O_EXCL;
+  FileDescriptor file(::open(name.c_str(), flags, 0666));
+  if (!file && exists && errno == EACCES)
+    file = FileDescriptor(::open(name.c_str(), O_WRONLY | O_CLOEXEC));
+  if (!file) fail(errno, name);
+  return file;
+}
+
+/// What was in a regular file is lost.
+void make_empty(FileEndpoint& file, const Endpoint& source,
+                const std::string& name) {
+  const auto* const from = dynamic_cast<const FileEndpoint*>(&source);
+  if (from != nullptr && from->is_same(file))
+    throw Error(EINVAL, name + ": source and destination are the same");
+  if (file.is_regular()) file.make_empty(source.traits().size);
+}
+
+std::unique_ptr<Endpoint> open_destination_file(const std::string& name,
+                                                const Endpoint& source) {
+  std::unique_ptr<Endpoint> opened;
+  if (name == "-") {
+    opened = open_standard(true);
+  } else {
+    FileDescriptor file = open_or_make(name);
+    struct stat s = {};
+    if (::fstat(file.get(), &s) == -1) fail(errno, name);
+    if (!has_offsets(s.st_mode))
+      return std::make_unique<StreamEndpoint>(std::move(file), true);
+    opened = std::make_unique<FileEndpoint>(std::move(file), true);
+  }
+  if (auto* const file = dynamic_cast<FileEndpoint*>(opened.get()))
+    make_empty(*file, source, name);
+  return opened;
+}
+
+// NBD -----------------------------------------------------------------------
+
+std::unique_ptr<Endpoint> open_nbd(const Target& target,
+                                   const Options& options) {
+  NbdTarget how;
+  if (target.kind == Target::Kind::nbd)
+    how.uri = target.text;
+  else
+    how.command = target.command;
+  how.debug = options.verbose;
+  how.use_extents = options.extents;
+  return std::make_unique<NbdEndpoint>(std::move(how));
+}
+
+// RADOS ---------------------------------------------------------------------
+
+struct Opening {
+  ImageConfig config;
+  std::shared_ptr<Cluster> cluster;
+  ImageHost host;
+};
+
+Opening connect(const Target& target, const Options& options,
+                ImageConfig config) {
+  Opening opening{std::move(config), nullptr, {}};
+  opening.config.check_image();
+  if (!opening.config.since.empty())
+    throw Error(ENOTSUP, target.text +
+                             ": differences (@since=) are not copied yet");
+  opening.cluster = Cluster::connect(opening.config.cluster);
+  opening.host.workers = std::make_shared<WorkerPool>(mapping_threads);
+  opening.host.log = [verbose = options.verbose](const std::string& line,
+                                                 bool trouble) {
+    if (trouble || verbose)
+      std::fprintf(stderr, "radoscopy: %s\n", line.c_str());
+  };
+  return opening;
+}
+
+RadosEndpoint::Options endpoint_options(const Opening& opening,
+                                        const Options& options) {
+  RadosEndpoint::Options o;
+  o.threads = options.synchronous
+                  ? 1
+                  : std::min<std::size_t>(options.requests,
+                                          most_rados_threads);
+  o.use_extents =
+      options.extents && opening.config.extents != ExtentsMode::off;
+  if (options.verbose)
+    o.log = [log = opening.host.log](const std::string& line) {
+      log(line, true);
+    };
+  return o;
+}
+
+std::shared_ptr<Image> open_existing(const Opening& opening, bool writable) {
+  const ImageSpec spec = opening.config.spec();
+  const ImageIdentity identity =
+      resolve_image(opening.cluster, spec, opening.config.format);
+  return open_image(opening.cluster, identity, spec, opening.config, writable,
+                    opening.host);
+}
+
+void use_image(Side& side, const std::shared_ptr<Image>& image,
+               RadosEndpoint::Options options) {
+  side.endpoint =
+      std::make_unique<RadosEndpoint>(image, std::move(options));
+  side.request_size = side.endpoint->traits().preferred;
+}
+
+void open_rados_source(Side& side, const Options& options) {
+  const Opening opening = connect(options.source, options,
+                                  parse_rados_uri(options.source.text));
+  if (options.verbose && opening.config.snapshot.empty())
+    opening.host.log(side.name +
+                         ": no snapshot is taken: what others write during "
+                         "the copy may be copied or not",
+                     false);
+  use_image(side, open_existing(opening, false),
+            endpoint_options(opening, options));
+}
+
+void open_rados_destination(Side& side, const Options& options,
+                            std::uint64_t size) {
+  ImageConfig config = parse_rados_uri(options.destination.text);
+  if (options.create) {
+    parse_create_options(*options.create, config);
+    if (config.format != FormatChoice::automatic &&
+        config.format != FormatChoice::format2)
+      throw Error(ENOTSUP,
+                  "--create makes images of format 2 only, because others "
+                  "cannot be renamed when they are complete");
+    if (config.given.insert("size").second) {
+      if (size == unknown_size)
+        throw Error(EINVAL, "--create: the size of the source is not known; "
+                            "--create=size=SIZE says it");
+      config.create_options.size = size;
+    }
+  }
+  Opening opening = connect(options.destination, options, std::move(config));
+  RadosEndpoint::Options how = endpoint_options(opening, options);
+  if (!options.create) {
+    use_image(side, open_existing(opening, true), std::move(how));
+    return;
+  }
+  side.new_image = std::make_unique<NewImage>(opening.cluster, opening.config,
+                                              opening.host);
+  how.is_new = true;
+  use_image(side, side.new_image->image(), std::move(how));
+}
+
+/// What is said of a side names it.
+template <class Open>
+void naming(const Side& side, Open&& open) {
+  try {
+    open();
+  } catch (const Error& e) {
+    throw Error(e.code(), about(side.name, e.what()));
+  } catch (const std::invalid_argument& e) {
+    throw Error(EINVAL, about(side.name, e.what()));
+  }
+}
+
+/// Without the parameters.
+std::string name_of(const Target& target) {
+  return target.kind == Target::Kind::rados
+             ? target.text.substr(0, target.text.find('?'))
+             : target.text;
+}
+
+}  // namespace
+
+Side open_source(const Options& options) {
+  Side side;
+  side.name = name_of(options.source);
+  naming(side, [&] {
+    switch (options.source.kind) {
+      case Target::Kind::rados: open_rados_source(side, options); break;
+      case Target::Kind::nbd:
+      case Target::Kind::command:
+        side.endpoint = open_nbd(options.source, options);
+        break;
+      default: side.endpoint = open_source_file(options.source.text);
+    }
+  });
+  return side;
+}
+
+Side open_destination(const Options& options, Side& source) {
+  Side side;
+  side.name = name_of(options.destination);
+  naming(side, [&] {
+    switch (options.destination.kind) {
+      case Target::Kind::rados:
+        open_rados_destination(side, options, source.endpoint->traits().size);
+        break;
+      case Target::Kind::nbd:
+      case Target::Kind::command:
+        side.endpoint = open_nbd(options.destination, options);
+        break;
+      case Target::Kind::null:
+        side.endpoint = std::make_unique<NullEndpoint>();
+        break;
+      default:
+        side.endpoint = open_destination_file(options.destination.text,
+                                              *source.endpoint);
+    }
+  });
+  return side;
+}
+
+unsigned connect_all(const Options& options, Side& source,
+                     Side& destination) {
+  auto* const from = dynamic_cast<NbdEndpoint*>(source.endpoint.get());
+  auto* const to = dynamic_cast<NbdEndpoint*>(destination.endpoint.get());
+  if (from == nullptr && to == nullptr) return 1;
+  const unsigned threads =
+      options.threads != 0
+          ? options.threads
+          : std::max(1U, std::thread::hardware_concurrency());
+  unsigned count = std::min(options.connections, threads);
+  if (options.synchronous || (from != nullptr && !from->can_multi_conn()) ||
+      (to != nullptr && !to->can_multi_conn()))
+    count = 1;
+  if (from != nullptr) naming(source, [&] { from->connect_more(count); });
+  if (to != nullptr) naming(destination, [&] { to->connect_more(count); });
+  return count;
+}
+
+}  // namespace radoscopy

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// The command line of radoscopy.
+
+#include <cppunit/TestFixture.h>
+#include <cppunit/extensions/HelperMacros.h>
+
+#include <string>
+#include <vector>
+
+// It is part of a program.
+#include "options.cpp"
+
+using namespace radoscopy;
+
+namespace {
+
+using Words = std::vector<std::string>;
+
+std::string refusal(const Words& words) {
+  try {
+    (void)parse_options(words);
+  } catch (const UsageError& e) {
+    return std::string(e.what()) + (e.show_usage() ? "*" : "");
+  }
+  return "none";
+}
+
+std::string information(const char* word) {
+  try {
+    (void)parse_options({word});
+  } catch (const Information& i) {
+    return i.text;
+  }
+  return "none";
+}
+
+class CopyOptionsTest : public CPPUNIT_NS::TestFixture {
+  CPPUNIT_TEST_SUITE(CopyOptionsTest);
+  CPPUNIT_TEST(defaults);
+  CPPUNIT_TEST(values);
+  CPPUNIT_TEST(targets);
+  CPPUNIT_TEST(refused);
+  CPPUNIT_TEST(informations);
+  CPPUNIT_TEST_SUITE_END();
+
+  void defaults() {
+    const Options o = parse_options({"a", "b"});
+    CPPUNIT_ASSERT(o.extents && !o.allocated && !o.flush && !o.progress);
+    CPPUNIT_ASSERT_EQUAL(4U, o.connections);
+    CPPUNIT_ASSERT_EQUAL(64U, o.requests);
+    CPPUNIT_ASSERT_EQUAL(std::uint64_t{4096}, o.sparse);
+    CPPUNIT_ASSERT(!o.request_size && !o.queue_size && !o.progress_fd);
+  }
+
+  void values() {
+    const Options o = parse_options(
+        {"-C", "2", "a", "-R3", "--sparse=0", "--request-size", "65536",
+         "--queue-size=1M", "-T0", "--progress=7", "--target-is-zero", "b",
+         "--no-extents", "--synchronous", "-v", "--bwlimit=10M"});
+    CPPUNIT_ASSERT_EQUAL(2U, o.connections);
+    CPPUNIT_ASSERT_EQUAL(3U, o.requests);
+    CPPUNIT_ASSERT_EQUAL(std::uint64_t{0}, o.sparse);
+    CPPUNIT_ASSERT_EQUAL(std::uint64_t{65536}, o.request_size.value());
+    CPPUNIT_ASSERT_EQUAL(std::uint64_t{1 << 20}, o.queue_size.value());
+    CPPUNIT_ASSERT_EQUAL(7, o.progress_fd.value());
+    CPPUNIT_ASSERT(o.destination_is_zero && !o.extents && o.synchronous);
+    CPPUNIT_ASSERT(o.verbose && o.progress);
+    CPPUNIT_ASSERT_EQUAL(std::uint64_t{10 << 20}, o.bwlimit);
+  }
+
+  void targets() {
+    using Kind = Target::Kind;
+    Options o = parse_options({"nbds://h/x", "null:"});
+    CPPUNIT_ASSERT(o.source.kind == Kind::nbd);
+    CPPUNIT_ASSERT(o.destination.kind == Kind::null);
+    // Of a source that is a file.
+    o = parse_options({"null:", "nbd+unix:///?socket=s"});
+    CPPUNIT_ASSERT(o.source.kind == Kind::file);
+    o = parse_options({"--", "[", "qemu-nbd", "-r", "f", "]", "-"});
+    CPPUNIT_ASSERT(o.source.kind == Kind::command);
+    CPPUNIT_ASSERT(o.source.command == (Words{"qemu-nbd", "-r", "f"}));
+    CPPUNIT_ASSERT_EQUAL(std::string("-"), o.destination.text);
+    o = parse_options({"--create=size=1M", "f", "rados:rbd/x?id=y"});
+    CPPUNIT_ASSERT(o.destination.kind == Kind::rados);
+    CPPUNIT_ASSERT_EQUAL(std::string("size=1M"), o.create.value());
+  }
+
+  void refused() {
+    for (const Words& words :
+         {Words{}, Words{"a"}, Words{"a", "b", "c"}, Words{"--bogus", "a"},
+          Words{"[", "a", "b"}, Words{"[", "]", "b"},
+          Words{"a", "[", "]"}, Words{"-C"}})
+      CPPUNIT_ASSERT(refusal(words).ends_with('*'));
+    for (const char* const word :
+         {"-C0", "-R0", "-Cx", "-C-1", "--sparse=100", "--sparse=3000",
+          "--request-size=2048", "--request-size=5000",
+          "--request-size=33554433", "--queue-size=x", "--progress=-1",
+          "--progress=x", "--bwlimit=0", "--create", "--in-place"}) {
+      const std::string text = refusal({word, "a", "b"});
+      CPPUNIT_ASSERT_MESSAGE(word, text != "none" && !text.ends_with('*'));
+    }
+    CPPUNIT_ASSERT(refusal({"a", "rados:p/i"}).find("--in-place") !=
+                   std::string::npos);
+    CPPUNIT_ASSERT(refusal({"--create", "--in-place", "a", "rados:p/i"}) !=
+                   "none");
+    CPPUNIT_ASSERT(refusal({"--json", "a", "-"}) != "none");
+  }
+
+  void informations() {
+    const std::string all = information("--long-options");
+    CPPUNIT_ASSERT(all.starts_with("--help\n--allocated\n"));
+    CPPUNIT_ASSERT(all.find("-options") == std::string::npos);
+    CPPUNIT_ASSERT_EQUAL(std::string("-C\n-p\n-R\n-S\n-T\n-v\n-V\n"),
+                         information("--short-options"));
+    CPPUNIT_ASSERT(information("--version").starts_with("radoscopy "));
+    // Each option is in the usage.
+    for (std::size_t at = 0, end; at < all.size(); at = end + 1) {
+      end = all.find('\n', at);
+      CPPUNIT_ASSERT(usage().find(all.substr(at, end - at)) !=
+                     std::string::npos);
+    }
+  }
+};
+
+CPPUNIT_TEST_SUITE_REGISTRATION(CopyOptionsTest);
+
+}  // namespace

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "copy/comparison.hpp"
 #include "copy/engine.hpp"
 #include "options.hpp"
 #include "progress.hpp"
@@ -24,6 +25,7 @@ namespace {
 
 using namespace radoscopy;
 using nbdrados::Error;
+using nbdrados::copy::Comparison;
 using nbdrados::copy::Engine;
 using nbdrados::copy::EngineOptions;
 
@@ -89,35 +91,73 @@ class Announce {
   Running& running_;
 };
 
+/// What belongs together while there is a copy.
+struct Work {
+  const Options& options;
+  Side& source;
+  Side& destination;
+  EngineOptions how;
+  Running& running;
+  const Signals& signals;
+};
+
 /// Throws Error.
-void run(const Options& options, Side& source, Side& destination,
-         Running& running, const Signals& signals) {
-  const unsigned connections = connect_all(options, source, destination);
-  const EngineOptions how =
-      engine_options(options, source, destination, connections);
-  if (options.verbose) {
-    describe(source, "source");
-    describe(destination, "destination");
-    std::fprintf(stderr,
-                 "radoscopy: connections=%u requests=%zu request-size=%llu "
-                 "queue-size=%llu\n",
-                 connections, how.requests,
-                 static_cast<unsigned long long>(how.request_size),
-                 static_cast<unsigned long long>(how.queue_size));
-  }
-  Engine engine(*source.endpoint, source.name, *destination.endpoint,
-                destination.name, how);
-  Progress progress(engine, options);
+void run_engine(const Work& work, Engine& engine) {
+  Progress progress(engine, work.options);
   try {
-    const Announce announce(running, engine, progress);
+    const Announce announce(work.running, engine, progress);
     // One that came before there was an engine.
-    if (signals.received() != 0) engine.stop();
+    if (work.signals.received() != 0) engine.stop();
     engine.run();
   } catch (const std::exception& e) {
     progress.finish(e.what());
     throw;
   }
   progress.finish("");
+}
+
+/// Throws Error.
+void verify(const Work& work) {
+  Engine* engine = nullptr;
+  Comparison comparison(*work.destination.endpoint,
+                        [&engine] { engine->end_early(); });
+  EngineOptions how = work.how;
+  how.flush = how.allocated = how.destination_is_zero = false;
+  how.sparse = 0;
+  how.most_zeros = how.request_size;
+  Engine comparing(*work.source.endpoint, work.source.name, comparison,
+                   work.destination.name, how);
+  engine = &comparing;
+  run_engine(work, comparing);
+  if (const auto at = comparison.difference())
+    throw Error(EIO, work.destination.name + ": differs from " +
+                         work.source.name + " at " + std::to_string(*at));
+}
+
+/// Throws Error.
+void run(const Options& options, Side& source, Side& destination,
+         Running& running, const Signals& signals) {
+  const unsigned connections = connect_all(options, source, destination);
+  const Work work{
+      options, source, destination,
+      engine_options(options, source, destination, connections),
+      running, signals};
+  if (options.verbose) {
+    describe(source, "source");
+    describe(destination, "destination");
+    std::fprintf(stderr,
+                 "radoscopy: connections=%u requests=%zu request-size=%llu "
+                 "queue-size=%llu\n",
+                 connections, work.how.requests,
+                 static_cast<unsigned long long>(work.how.request_size),
+                 static_cast<unsigned long long>(work.how.queue_size));
+  }
+  if (options.verify != Options::Verify::only) {
+    Engine engine(*source.endpoint, source.name, *destination.endpoint,
+                  destination.name, work.how);
+    run_engine(work, engine);
+  }
+  if (options.verify != Options::Verify::no) verify(work);
 }
 
 /// Copies, and ends both sides.  Throws Error.

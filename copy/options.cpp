@@ -37,6 +37,7 @@ enum LongOption : int {
   queue_size_option,
   request_size_option,
   synchronous_option,
+  verify_option,
 };
 
 constexpr const char* short_options = "C:pR:S:T:vV";
@@ -63,6 +64,7 @@ constexpr struct option long_options[] = {
     {"target-is-zero", no_argument, nullptr, zero_option},
     {"threads", required_argument, nullptr, 'T'},
     {"verbose", no_argument, nullptr, 'v'},
+    {"verify", optional_argument, nullptr, verify_option},
     {"version", no_argument, nullptr, 'V'},
     {nullptr, 0, nullptr, 0}};
 
@@ -147,6 +149,13 @@ void set_progress(Options& options, const char* value) {
         static_cast<int>(count_of("--progress", value, 0));
 }
 
+void set_verify(Options& options, const char* value) {
+  if (value != nullptr && std::string_view(value) != "only")
+    bad(std::string("--verify=") + value + ": only 'only' may follow");
+  options.verify =
+      value != nullptr ? Options::Verify::only : Options::Verify::after;
+}
+
 void set_sizes(Options& options, int option, const std::string& value) {
   switch (option) {
     case bwlimit_option:
@@ -186,6 +195,7 @@ void set(Options& options, int option, const char* value) {
     case no_extents_option: options.extents = false; break;
     case no_snapshot_option: break;  // none is taken
     case synchronous_option: options.synchronous = true; break;
+    case verify_option: set_verify(options, value); break;
     case 'p': set_progress(options, value); break;
     case 'C':
       options.connections = count_of("--connections", value, 1);
@@ -249,7 +259,11 @@ void check(const Options& options) {
   if ((options.create || options.in_place) && !to_rados)
     bad(std::string(options.create ? "--create" : "--in-place") +
         " is for a destination rados:");
-  if (to_rados && !options.create && !options.in_place)
+  const bool only = options.verify == Options::Verify::only;
+  if (only && (options.create || options.in_place))
+    bad("--verify=only: nothing is written, so neither --create nor "
+        "--in-place");
+  if (to_rados && !options.create && !options.in_place && !only)
     bad(options.destination.text +
         ": --create makes the image, --in-place writes into one that exists");
   if (options.json && options.destination.text == "-")
@@ -270,7 +284,7 @@ std::string usage() {
       "              [-p|--progress|--progress=FD] [--queue-size=N]\n"
       "              [--request-size=N] [-R N|--requests=N]\n"
       "              [-S N|--sparse=N] [--synchronous] [-T N|--threads=N]\n"
-      "              [-v|--verbose]\n"
+      "              [-v|--verbose] [--verify[=only]]\n"
       "              SOURCE DESTINATION\n"
       "\n"
       "    SOURCE, DESTINATION := - | FILE | DEVICE | NBD-URI |\n"

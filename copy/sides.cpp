@@ -179,9 +179,10 @@ void use_image(Side& side, const std::shared_ptr<Image>& image,
   side.request_size = side.endpoint->traits().preferred;
 }
 
-void open_rados_source(Side& side, const Options& options) {
-  const Opening opening = connect(options.source, options,
-                                  parse_rados_uri(options.source.text));
+void open_rados_source(Side& side, const Options& options,
+                       const Target& target) {
+  const Opening opening =
+      connect(target, options, parse_rados_uri(target.text));
   if (options.verbose && opening.config.snapshot.empty())
     opening.host.log(side.name +
                          ": no snapshot is taken: what others write during "
@@ -239,25 +240,51 @@ std::string name_of(const Target& target) {
              : target.text;
 }
 
-}  // namespace
-
-Side open_source(const Options& options) {
+/// A side that is read only.
+Side open_to_read(const Options& options, const Target& target) {
   Side side;
-  side.name = name_of(options.source);
+  side.name = name_of(target);
   naming(side, [&] {
-    switch (options.source.kind) {
-      case Target::Kind::rados: open_rados_source(side, options); break;
+    switch (target.kind) {
+      case Target::Kind::rados:
+        open_rados_source(side, options, target);
+        break;
       case Target::Kind::nbd:
       case Target::Kind::command:
-        side.endpoint = open_nbd(options.source, options);
+        side.endpoint = open_nbd(target, options);
         break;
-      default: side.endpoint = open_source_file(options.source.text);
+      case Target::Kind::null:
+        side.endpoint = std::make_unique<NullEndpoint>();
+        break;
+      case Target::Kind::file:
+        side.endpoint = open_source_file(target.text);
     }
   });
   return side;
 }
 
+/// What has been written must be there to be read.
+void check_verify(const Options& options, const Side& side) {
+  const bool is_null = options.destination.kind == Target::Kind::null;
+  if (options.verify != Options::Verify::no &&
+      (is_null || side.endpoint->traits().is_stream))
+    throw Error(EINVAL, side.name + ": --verify: it cannot be read again");
+}
+
+}  // namespace
+
+Side open_source(const Options& options) {
+  Side side = open_to_read(options, options.source);
+  check_verify(options, side);
+  return side;
+}
+
 Side open_destination(const Options& options, Side& source) {
+  if (options.verify == Options::Verify::only) {
+    Side side = open_to_read(options, options.destination);
+    check_verify(options, side);
+    return side;
+  }
   Side side;
   side.name = name_of(options.destination);
   naming(side, [&] {
@@ -272,11 +299,12 @@ Side open_destination(const Options& options, Side& source) {
       case Target::Kind::null:
         side.endpoint = std::make_unique<NullEndpoint>();
         break;
-      default:
+      case Target::Kind::file:
         side.endpoint = open_destination_file(options.destination.text,
                                               *source.endpoint);
     }
   });
+  check_verify(options, side);
   return side;
 }
 

@@ -203,7 +203,8 @@ void Engine::flush() {
 void Engine::copy_tail() {
   const std::uint64_t size = source_.traits().size;
   const std::uint64_t block = destination_.traits().minimum;
-  if (size == unknown_size || size % block == 0 || stopping_) return;
+  if (size == unknown_size || size % block == 0 || stopping_ || ends_early_)
+    return;
   const std::uint64_t offset = size / block * block;
   std::vector<char> buffer(block);
   const auto tail = static_cast<std::size_t>(size - offset);
@@ -234,10 +235,11 @@ void Engine::walk() {
                     ? from.size
                     : from.size / to.minimum * to.minimum;
   options.most_data = request_size_;
+  options.most_zeros = std::max(options_.most_zeros, request_size_);
   options.least_zeros = std::max<std::uint64_t>(options_.sparse, 1);
   options.use_extents = options_.use_extents && from.has_extents;
   Walk walk(source_, options);
-  while (!stopping_ && !source_has_ended(walk.at())) {
+  while (!stopping_ && !ends_early_ && !source_has_ended(walk.at())) {
     std::optional<Piece> piece;
     const std::uint64_t at = walk.at();
     try {

@@ -53,6 +53,8 @@ struct EngineOptions {
   bool allocated = false;           ///< the destination is to have no holes
   bool destination_is_zero = false;  ///< whatever it says itself
   bool flush = false;               ///< the destination, at the end
+  /// Bytes of one zero().
+  std::uint64_t most_zeros = std::uint64_t{1} << 30;
   std::uint64_t rate = 0;           ///< bytes read a second, at most; 0: any
 };
 
@@ -83,6 +85,9 @@ class Engine {
 
   /// Ends run() soon, with Error(ECANCELED).  Any thread.
   void stop() noexcept;
+
+  /// Begins nothing more, as if the source ended here.  Any thread.
+  void end_early() noexcept { ends_early_ = true; }
 
   [[nodiscard]] const Counts& counts() const noexcept { return counts_; }
   /// Bytes that there are to copy, or unknown_size.  Any thread.
@@ -123,6 +128,7 @@ class Engine {
   std::atomic<bool> can_zero_;      // the destination can, as far as is known
   Counts counts_;
   std::atomic<bool> stopping_{false};
+  std::atomic<bool> ends_early_{false};
   std::chrono::steady_clock::time_point may_read_{};  // only of run()
 
   std::mutex mutex_;

@@ -91,7 +91,7 @@ std::shared_ptr<Image> open_image(const std::shared_ptr<Cluster>& cluster,
                                   const ImageConfig& config, bool writable,
                                   const ImageHost& host) {
   OpenOptions how;
-  how.writable = writable;
+  how.writable = writable && identity.snap == snap_head;
   how.grow_to = config.create ? 0 : config.create_options.size;
   auto format = open_format(cluster, identity, spec, how);
   ImageOptions options;

@@ -71,7 +71,8 @@ struct ImageHost {
 inline constexpr std::size_t mapping_threads = 32;
 
 /// Opens what `identity` stands for as the configuration says; `spec` is what
-/// messages call it.  Throws Error as open_format.
+/// messages call it.  A snapshot is never writable.  Throws Error as
+/// open_format.
 [[nodiscard]] std::shared_ptr<Image> open_image(
     const std::shared_ptr<Cluster>& cluster, const ImageIdentity& identity,
     const ImageSpec& spec, const ImageConfig& config, bool writable,

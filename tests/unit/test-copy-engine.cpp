@@ -24,6 +24,7 @@
 #include <utility>
 #include <vector>
 
+#include "copy/comparison.hpp"
 #include "copy/engine.hpp"
 #include "copy/file_descriptor.hpp"
 #include "copy/rados_uri.hpp"
@@ -269,6 +270,7 @@ class CopyEngineTest : public CPPUNIT_NS::TestFixture {
   CPPUNIT_TEST(wrong_answers);
   CPPUNIT_TEST(huge);
   CPPUNIT_TEST(pieces);
+  CPPUNIT_TEST(comparisons);
   CPPUNIT_TEST(streams);
   CPPUNIT_TEST(broken_stream);
   CPPUNIT_TEST(uris);
@@ -615,6 +617,38 @@ class CopyEngineTest : public CPPUNIT_NS::TestFixture {
       text += std::to_string(p.offset) + "+" + std::to_string(p.length) +
               (p.is_zero ? "z " : " ");
     CPPUNIT_ASSERT_MESSAGE(text, wanted == got);
+  }
+
+  // The first byte that differs is found, in data and in holes, and nothing is
+  // written.
+  void comparisons() {
+    for (const std::size_t at : {0, 5000, 123456, 300000})
+      for (const bool late : {false, true})
+        for (const std::uint32_t block : {1, 512}) {
+          FakeDisk from(disk(300001), late);
+          FakeDisk to(from.content_, late);
+          to.content_.resize(300544);
+          to.traits_.size = to.content_.size();
+          to.traits_.minimum = block;
+          Engine* engine = nullptr;
+          Comparison comparison(to, [&engine] { engine->end_early(); });
+          EngineOptions o = small_options();
+          o.sparse = 0;
+          o.most_zeros = o.request_size;
+          const auto compare = [&] {
+            Engine e(from, "A", comparison, "B", o);
+            engine = &e;
+            e.run();
+            return comparison.difference();
+          };
+          CPPUNIT_ASSERT(!compare());
+          to.content_[at] ^= 1;
+          to.content_[300000] ^= 1;
+          if (at == 300000) to.content_[at] ^= 1;  // once only
+          CPPUNIT_ASSERT_EQUAL(std::uint64_t{at}, compare().value());
+          CPPUNIT_ASSERT_EQUAL(0U, to.started_[Op::write]);
+          CPPUNIT_ASSERT(!to.unaligned_);
+        }
   }
 
   static std::vector<char> read_all(int fd) {

@@ -105,6 +105,11 @@ class CopyOptionsTest : public CPPUNIT_NS::TestFixture {
     CPPUNIT_ASSERT(refusal({"--create", "--in-place", "a", "rados:p/i"}) !=
                    "none");
     CPPUNIT_ASSERT(refusal({"--json", "a", "-"}) != "none");
+    CPPUNIT_ASSERT(refusal({"--verify=x", "a", "b"}) != "none");
+    CPPUNIT_ASSERT(refusal({"--verify=only", "--in-place", "a", "rados:p/i"}) !=
+                   "none");
+    CPPUNIT_ASSERT_EQUAL(std::string("none"),
+                         refusal({"--verify=only", "a", "rados:p/i"}));
   }
 
   void informations() {

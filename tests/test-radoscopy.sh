@@ -1,0 +1,233 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: BSD-3-Clause
+#
+# radoscopy: pairs of kinds in both directions, against rbd export, cmp and
+# nbdcopy; what is sparse stays so; new images; what a killed copy leaves;
+# errors.
+
+source "$(dirname "$0")/functions.sh" || exit 1
+requires_plugin
+requires_program nbdcopy jq nbdkit
+requires_built "$builddir/copy/radoscopy"
+start_ceph
+make_pool rbd
+make_pool data
+cd "$tmp"
+
+radoscopy=("$builddir/run" radoscopy)
+copy() { "${radoscopy[@]}" "$@" || die "radoscopy $*"; }
+
+# image NAME: as radoscopy takes it.
+image() { echo "rados:rbd/$1?conf=$ceph_conf${2-}"; }
+
+# blocks FILE: KiB that it occupies.
+blocks() { du -k "$1" | cut -f 1; }
+
+# used IMAGE: bytes, as rbd du has it.
+used() {
+  rbd du --format json "rbd/$1" 2>/dev/null |
+    jq '[.images[] | select(.snapshot == null) | .used_size] | add'
+}
+
+# 100 MB with 12 MB of data in three pieces, and a size that is no multiple of
+# anything.
+random_file data.img 12000001
+truncate -s 100000003 disk.img
+dd if=data.img of=disk.img bs=64K seek=3 count=90 conv=notrunc status=none
+dd if=data.img of=disk.img bs=64K seek=800 skip=90 conv=notrunc status=none
+printf x | dd of=disk.img bs=1 seek=100000002 conv=notrunc status=none
+head -c 4097 data.img >odd.img
+
+say "files, pipes, servers"
+for file in disk.img odd.img; do
+  copy "$file" out.img
+  assert_same_bytes "$file" out.img "file to file"
+  copy "$file" - | cmp - "$file"
+  cat "$file" | copy - out.img
+  assert_same_bytes "$file" out.img "pipe to file"
+  copy -- [ nbdkit file "$file" ] - >out.img
+  assert_same_bytes "$file" out.img "server to standard output"
+done
+copy disk.img null:
+[ "$(blocks out.img)" -le 16 ] || die "a small file takes $(blocks out.img) K"
+copy disk.img out.img
+[ "$(blocks out.img)" -lt 13000 ] || die "holes are gone: $(blocks out.img)"
+copy --allocated disk.img out.img
+[ "$(blocks out.img)" -ge 97656 ] || die "--allocated: $(blocks out.img)"
+assert_same_bytes disk.img out.img "--allocated"
+for size in 0 1 511; do
+  head -c "$size" data.img >small.img
+  copy small.img out.img
+  assert_same_bytes small.img out.img "$size bytes"
+  cat small.img | copy - - >out.img
+  assert_same_bytes small.img out.img "$size bytes through pipes"
+done
+# Old data in a file that is there does not show through.
+fill_file out.img 3000000 141
+copy odd.img out.img
+assert_same_bytes odd.img out.img "into an old file"
+
+say "NBD servers, several connections, TCP"
+start_nbdkit memory 100M
+copy --connections=4 disk.img "$(uri)"
+copy -C 4 -T 4 "$(uri)" out.img
+truncate -s 100000003 out.img
+assert_same_bytes disk.img out.img "to a server and back"
+# A server with a block size of its own, and old data.
+stop_nbdkit
+fill_file old.img 100003840 142
+start_nbdkit --filter=blocksize-policy file old.img \
+  blocksize-minimum=512 blocksize-error-policy=error
+copy disk.img "$(uri)"
+cmp -n 100000003 disk.img old.img || die "blocks of 512 bytes"
+assert_eq 3837 "$(tail -c +100000004 old.img | tr -cd b | wc -c)" "behind it"
+stop_nbdkit
+
+say "comparing"
+copy --verify disk.img out.img
+copy --verify=only disk.img out.img
+printf y | dd of=out.img bs=1 seek=70000001 conv=notrunc status=none
+printf y | dd of=out.img bs=1 seek=90000001 conv=notrunc status=none
+cp --sparse=always out.img kept.img
+expect_fail "out.img: differs from disk.img at 70000001" \
+  "${radoscopy[@]}" --verify=only disk.img out.img
+expect_fail "disk.img: differs from out.img at 70000001" \
+  "${radoscopy[@]}" --verify=only --no-extents out.img disk.img
+assert_same_bytes kept.img out.img "--verify=only writes nothing"
+expect_fail "cannot be read again" "${radoscopy[@]}" --verify disk.img null:
+
+say "the options of nbdcopy, as nbdcopy has them"
+for options in "--allocated --destination-is-zero" --sparse=100 -S0 \
+  --request-size=1000 --request-size=2048 --request-size=33554433 -C0 -R0 \
+  -T0 --flush --no-extents --synchronous --queue-size=x --bogus --sparse=3000 \
+  "--requests=3 --threads=2 --target-is-zero" "--progress=x"; do
+  theirs=0 ours=0
+  # shellcheck disable=SC2086
+  nbdcopy $options odd.img theirs.img >/dev/null 2>&1 || theirs=$?
+  # shellcheck disable=SC2086
+  "${radoscopy[@]}" $options odd.img ours.img >/dev/null 2>&1 || ours=$?
+  assert_eq "$theirs" "$ours" "exit status with $options"
+  [ "$theirs" -ne 0 ] || assert_same_bytes theirs.img ours.img "$options"
+done
+assert_eq "" "$(comm -23 <(nbdcopy --long-options | sort) \
+  <("${radoscopy[@]}" --long-options | sort))" "options that nbdcopy has only"
+assert_eq "$(nbdcopy --short-options)" "$("${radoscopy[@]}" --short-options)"
+for words in "" odd.img "odd.img a b" "null: a" "[ ] a"; do
+  # shellcheck disable=SC2086
+  expect_fail . "${radoscopy[@]}" $words
+done
+copy --progress=1 disk.img null: >progress
+assert_eq "0/100 100/100" "$(sed -n '1p;$p' progress | xargs)" "--progress=1"
+assert_eq 100000003 "$(copy --json disk.img null: | tail -n 1 |
+  jq 'select(.complete) | .copied + .zeroed + .skipped')" "--json"
+
+say "images: new ones"
+copy --create --verify disk.img "$(image one)"
+same_export rbd/one disk.img "file to new image"
+check_object_map rbd/one
+[ "$(used one)" -le 24000000 ] || die "rbd/one uses $(used one) bytes"
+copy "$(image one)" out.img
+assert_same_bytes disk.img out.img "image to file"
+[ "$(blocks out.img)" -lt 13000 ] || die "holes are gone: $(blocks out.img)"
+copy "$(image one)" - | cmp - disk.img
+copy --create=data-pool=data,object-size=1M,stripe-unit=64K,stripe-count=4 \
+  "$(image one)" "$(image two)"
+same_export rbd/two disk.img "image to image"
+assert_eq data "$(rbd info --format json rbd/two | jq -r .data_pool)"
+cat odd.img | copy --create=size=8192 - "$(image piped)"
+rbd_export rbd/piped out.img
+assert_eq 8192 "$(stat -c %s out.img)"
+cmp -n 4097 odd.img out.img
+rbd namespace create rbd/ns
+copy --create -- [ nbdkit file disk.img ] "$(image ns/three)"
+same_export rbd/ns/three disk.img "server to namespace"
+copy -- "$(image ns/three)" [ nbdkit memory 100M ]
+expect_fail "one: .*the image exists; --in-place" \
+  "${radoscopy[@]}" --create odd.img "$(image one)"
+expect_fail "format 2 only" \
+  "${radoscopy[@]}" --create odd.img "$(image old "&format=1")"
+expect_fail "size of the source is not known" \
+  "${radoscopy[@]}" --create - "$(image unknown)"
+expect_fail "nothing" "${radoscopy[@]}" "$(image nothing)" out.img
+assert_eq "one piped two" "$(rbd ls rbd | sort | xargs)" "images"
+
+say "images that exist: snapshots, clones, format 1, striped objects"
+rbd_snap rbd/one@s
+rbd snap protect rbd/one@s
+rbd clone rbd/one@s rbd/child
+copy --in-place odd.img "$(image child)"
+cp --sparse=always disk.img changed.img
+dd if=odd.img of=changed.img conv=notrunc status=none
+same_export rbd/child changed.img "file to clone"
+copy "$(image child)" out.img
+assert_same_bytes changed.img out.img "clone to file"
+copy --in-place odd.img "$(image one)"
+copy "$(image one@s)" out.img
+assert_same_bytes disk.img out.img "snapshot to file"
+expect_fail "read-only" "${radoscopy[@]}" --in-place odd.img "$(image one@s)"
+make_format1_image rbd first 100000003 22
+copy --in-place "$(image one@s)" "$(image first)"
+copy --verify=only "$(image one@s)" "$(image first)"
+same_export rbd/first disk.img "snapshot to format 1"
+[ "$(rados -p rbd ls | grep -c "$(format1_prefix rbd first)")" -lt 9 ] ||
+  die "holes became objects of format 1"
+copy "$(image first)" null:
+striper_put rbd striped changed.img
+copy --in-place "$(image first)" "$(image striped "&format=striper")"
+striper_get rbd striped out.img
+assert_same_bytes disk.img out.img "format 1 to striped object"
+expect_fail "smaller than source size" \
+  "${radoscopy[@]}" --in-place disk.img "$(image piped)"
+
+say "the lock of another client"
+start_rados rbd/two
+"$nbd_expect" "$(uri)" write 0 512 1 ok , \
+  run "${radoscopy[*]} --in-place odd.img '$(image two)' \
+    >lock.log 2>&1; echo status \$? >>lock.log" , \
+  run "${radoscopy[*]} '$(image two)' null:" >/dev/null
+assert_match "lock" "$(cat lock.log)"
+assert_match "status 1" "$(cat lock.log)"
+stop_nbdkit
+
+say "copies that are interrupted, killed, or fail"
+# start_slow OPTION...: of 12 MB to a new image, 1 MB a second.
+start_slow() {
+  "${radoscopy[@]}" "$@" \
+    --bwlimit=1M --create data.img "$(image slow)" >slow.log 2>&1 &
+  slow=$!
+  own "$slow"
+  wait_until 10 prints slow.radoscopy rbd ls rbd
+}
+for signal in INT TERM; do
+  start_slow
+  kill -s "$signal" "$slow"
+  status=0
+  wait "$slow" || status=$?
+  assert_eq $((128 + $(kill -l "$signal"))) "$status" "after SIG$signal"
+  assert_no_match slow "$(rbd ls rbd)" "after SIG$signal"
+done
+id_before=$(rados -p rbd ls | grep -c rbd_id)
+start_slow
+id=$(rbd info --format json rbd/slow.radoscopy | jq -r .id)
+kill -KILL "$slow"
+wait "$slow" || :
+expect_fail "slow.radoscopy exists.*rbd rm" \
+  "${radoscopy[@]}" --create odd.img "$(image slow)"
+forget_dead_clients 1
+wait_until 60 rbd rm --no-progress rbd/slow.radoscopy
+copy --create odd.img "$(image slow)"
+same_export rbd/slow odd.img "after a killed copy"
+assert_eq $((id_before + 1)) "$(rados -p rbd ls | grep -c rbd_id)" "names"
+assert_no_match "$id" "$(rados -p rbd ls)" "objects of the killed copy"
+# The source fails in the middle.
+expect_fail "nbdkit: read at .*&&" "${radoscopy[@]}" --create -S 0 -- \
+  [ nbdkit --filter=error data 'data=@0x500000 1' size=8M \
+  error-pread-rate=100% error-pread=EIO ] "$(image bad)"
+assert_no_match bad "$(rbd ls rbd)" "after an error"
+
+say "no space"
+ceph osd pool set-quota data max_bytes 1 >/dev/null 2>&1
+rados -p data put filler disk.img >/dev/null 2>&1 || :
+wait_until 60 prints full ceph health detail
+expect_fail "(write|zero) at .*: (no space|.*full)" \
+  "${radoscopy[@]}" --in-place disk.img "$(image two)"

@@ -76,7 +76,7 @@ class FakeDisk final : public Endpoint {
   std::atomic<std::uint64_t> written_{0};
   std::uint64_t under_way_ = 0, most_under_way_ = 0;
   std::uint64_t bytes_ = 0, most_bytes_ = 0;
-  bool may_trim_ = false;
+  std::atomic<bool> may_trim_{false};
   bool unaligned_ = false;
   std::atomic<unsigned> after_error_{0};
   std::atomic<bool> failed_{false};

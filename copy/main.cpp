@@ -41,6 +41,8 @@ EngineOptions engine_options(const Options& options, const Side& source,
   // Sixteen whole objects on their way, where it is about objects.
   o.queue_size = options.queue_size.value_or(
       std::max<std::uint64_t>(16 << 20, 16 * o.request_size));
+  // librados receives into memory of its own, and then copies it to ours.
+  if (options.source.kind == Target::Kind::rados) o.queue_size /= 2;
   o.requests = options.synchronous
                    ? 1
                    : std::size_t{options.requests} * connections;

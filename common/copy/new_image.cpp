@@ -12,8 +12,8 @@ namespace nbdrados::copy {
 
 namespace {
 
-std::optional<ImageIdentity> find(const std::shared_ptr<Cluster>& cluster,
-                                  const ImageSpec& spec) {
+std::optional<ImageIdentity> find_image(
+    const std::shared_ptr<Cluster>& cluster, const ImageSpec& spec) {
   try {
     return resolve_image(cluster, spec, FormatChoice::automatic);
   } catch (const Error& e) {
@@ -29,8 +29,8 @@ NewImage::NewImage(std::shared_ptr<Cluster> cluster,
     : cluster_(std::move(cluster)), final_(config.spec()), spec_(final_) {
   spec_.image += ".radoscopy";
   check_create(final_, config.create_options);
-  const auto old = find(cluster_, final_);
-  const auto begun = find(cluster_, spec_);
+  const auto old = find_image(cluster_, final_);
+  const auto begun = find_image(cluster_, spec_);
   if (old && begun && *old == *begun) {
     // Complete, and killed while it got its name.
     rename_image(cluster_, spec_, final_.image);

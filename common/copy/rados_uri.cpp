@@ -2,9 +2,11 @@
 
 #include "copy/rados_uri.hpp"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstddef>
 #include <optional>
+#include <utility>
 
 #include "open/parameters.hpp"
 #include "rados/error.hpp"
@@ -16,7 +18,7 @@ namespace {
 using parameters::Table;
 
 template <class... Tables>
-Parameters<ImageConfig> join(Tables... tables) {
+Parameters<ImageConfig> one_table(Tables... tables) {
   Table<ImageConfig> all;
   (all.insert(all.end(), tables.begin(), tables.end()), ...);
   return Parameters<ImageConfig>(std::move(all));
@@ -25,14 +27,15 @@ Parameters<ImageConfig> join(Tables... tables) {
 /// How to find and open an image.
 const Parameters<ImageConfig>& opening() {
   static const auto all =
-      join(parameters::image_parameters<ImageConfig>(),
-           parameters::cluster_parameters<ImageConfig>(),
-           parameters::serving_parameters<ImageConfig>());
+      one_table(parameters::image_parameters<ImageConfig>(),
+                parameters::cluster_parameters<ImageConfig>(),
+                parameters::serving_parameters<ImageConfig>());
   return all;
 }
 
 const Parameters<ImageConfig>& creating() {
-  static const auto all = join(parameters::creation_parameters<ImageConfig>());
+  static const auto all =
+      one_table(parameters::creation_parameters<ImageConfig>());
   return all;
 }
 
@@ -75,6 +78,18 @@ std::string decode_percent(std::string_view text) {
   return out;
 }
 
+/// Where KEY=VALUE ends, before a comma that another KEY= follows.
+std::size_t end_of_assignment(std::string_view text) {
+  std::size_t end = text.find(',');
+  while (end != std::string_view::npos) {
+    const std::string_view rest = text.substr(end + 1);
+    const std::string_view word = rest.substr(0, rest.find(','));
+    if (word.find('=') != std::string_view::npos) return end;
+    end = text.find(',', end + 1);
+  }
+  return text.size();
+}
+
 }  // namespace
 
 ImageConfig parse_rados_uri(std::string_view text) {
@@ -102,14 +117,7 @@ ImageConfig parse_rados_uri(std::string_view text) {
 void parse_create_options(std::string_view text, ImageConfig& config) {
   config.create = true;
   while (!text.empty()) {
-    std::size_t end = 0;
-    do {
-      end = std::min(text.find(',', end == 0 ? 0 : end + 1), text.size());
-      const std::string_view next =
-          end < text.size() ? text.substr(end + 1) : std::string_view();
-      const std::string_view word = next.substr(0, next.find(','));
-      if (word.empty() || word.find('=') != std::string_view::npos) break;
-    } while (end < text.size());
+    const std::size_t end = end_of_assignment(text);
     set(creating(), config, text.substr(0, end));
     text.remove_prefix(std::min(end + 1, text.size()));
   }

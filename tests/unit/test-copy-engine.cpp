@@ -758,6 +758,13 @@ class CopyEngineTest : public CPPUNIT_NS::TestFixture {
           "rados:rbd/x?nothing=1", "rados:rbd/x?id=a&id=b",
           "rados:rbd/x?create=true", "rados:rbd/x?size=1M"})
       CPPUNIT_ASSERT_THROW_MESSAGE(bad, (void)parse_rados_uri(bad), Error);
+    for (const char* const bad : {",x", "x", ",", "size=1M,", "size=1M,,a=b",
+                                  "features=layering,,exclusive-lock",
+                                  "size=1M,size=2M", "lock=none"}) {
+      ImageConfig config = parse_rados_uri("rados:rbd/x");
+      CPPUNIT_ASSERT_THROW_MESSAGE(bad, parse_create_options(bad, config),
+                                   std::exception);
+    }
     ImageConfig created = parse_rados_uri("rados:rbd/x");
     parse_create_options("object-size=1M,features=layering,exclusive-lock,"
                          "data-pool=d",

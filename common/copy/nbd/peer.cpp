@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+#include "copy/nbd/peer.hpp"
+
+#include <fcntl.h>
+#include <libnbd.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#include "rados/error.hpp"
+
+namespace nbdrados::copy::nbd {
+
+namespace {
+
+[[noreturn]] void fail_nbd() {
+  const int code = nbd_get_errno();
+  throw Error(code != 0 ? code : EIO, nbd_get_error());
+}
+
+template <class Number>
+Number check_nbd(Number r) {
+  if (r == -1) fail_nbd();
+  return r;
+}
+
+bool yes(int answer) { return check_nbd(answer) == 1; }
+
+// What the server says of block sizes; `unsaid` where it says nothing.
+std::uint32_t block_size(nbd_handle* nbd, int which, std::uint32_t unsaid) {
+  const std::int64_t said = check_nbd(nbd_get_block_size(nbd, which));
+  if (said == 0) return unsaid;
+  return static_cast<std::uint32_t>(
+      std::min<std::int64_t>(said, std::int64_t{1} << 30));
+}
+
+Traits traits_of(nbd_handle* nbd) {
+  Traits t;
+  t.size = static_cast<std::uint64_t>(check_nbd(nbd_get_size(nbd)));
+  t.writable = !yes(nbd_is_read_only(nbd));
+  t.can_zero = t.writable && yes(nbd_can_zero(nbd));
+  t.can_trim = t.writable && yes(nbd_can_trim(nbd));
+  t.can_flush = t.writable && yes(nbd_can_flush(nbd));
+  t.has_extents =
+      yes(nbd_can_meta_context(nbd, LIBNBD_CONTEXT_BASE_ALLOCATION));
+  // proto.md, "Block size constraints": servers that say nothing should take
+  // requests of a byte, and clients should not ask for more than 32 MiB.
+  t.minimum = block_size(nbd, LIBNBD_SIZE_MINIMUM, t.minimum);
+  t.preferred = std::max(
+      block_size(nbd, LIBNBD_SIZE_PREFERRED, t.preferred), t.minimum);
+  t.maximum = std::max(std::min(block_size(nbd, LIBNBD_SIZE_MAXIMUM, t.maximum),
+                                t.maximum) /
+                           t.minimum * t.minimum,
+                       t.minimum);
+  return t;
+}
+
+}  // namespace
+
+void Peer::Close::operator()(nbd_handle* handle) const noexcept {
+  nbd_close(handle);
+}
+
+Peer::Peer(const std::string& uri) : handle_(nbd_create()) {
+  nbd_handle* const nbd = handle_.get();
+  if (nbd == nullptr) fail_nbd();
+  check_nbd(nbd_add_meta_context(nbd, LIBNBD_CONTEXT_BASE_ALLOCATION));
+#if LIBNBD_HAVE_NBD_SET_REQUEST_EXTENDED_HEADERS
+  // Requests and replies of other lengths, which our data phase has not.
+  check_nbd(nbd_set_request_extended_headers(nbd, false));
+#endif
+  check_nbd(nbd_connect_uri(nbd, uri.c_str()));
+  if (yes(nbd_get_tls_negotiated(nbd)))
+    throw Error(ENOTSUP, uri + ": the connection is encrypted");
+  traits_ = traits_of(nbd);
+  structured_ = yes(nbd_get_structured_replies_negotiated(nbd));
+  multi_conn_ = yes(nbd_can_multi_conn(nbd));
+  socket_ = check_nbd(nbd_aio_get_fd(nbd));
+}
+
+Peer::Peer(Peer&&) noexcept = default;
+
+Peer::~Peer() {
+  if (!handle_ || broken_ || socket_ < 0) return;
+  // As libnbd left it.
+  const int flags = fcntl(socket_, F_GETFL);
+  if (flags < 0 || fcntl(socket_, F_SETFL, flags | O_NONBLOCK) < 0) return;
+  // Who has gone already needs no good-bye.
+  nbd_shutdown(handle_.get(), 0);
+}
+
+void Peer::broken() noexcept { broken_ = true; }
+
+std::vector<Peer> connect(const std::string& uri, unsigned wanted) {
+  std::vector<Peer> peers;
+  peers.reserve(wanted);
+  peers.emplace_back(uri);
+  const Traits& first = peers.front().traits();
+  while (peers.size() < wanted && peers.front().multi_conn()) {
+    const Traits& next = peers.emplace_back(uri).traits();
+    if (next.size != first.size || next.writable != first.writable)
+      throw Error(EIO, uri + ": another connection shows another disk");
+  }
+  return peers;
+}
+
+}  // namespace nbdrados::copy::nbd

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// A connection to an NBD server that libnbd has made, and whose data phase is
+// ours: libnbd knows URIs, the handshake, export names and metadata contexts.
+// Then its socket is taken, with libnbd's handle at rest.  At the end libnbd
+// says good-bye, unless the connection has broken.
+
+#ifndef NBDRADOS_COPY_NBD_PEER_HPP
+#define NBDRADOS_COPY_NBD_PEER_HPP
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "copy/endpoint.hpp"
+#include "copy/nbd/descriptor.hpp"
+
+struct nbd_handle;
+
+namespace nbdrados::copy::nbd {
+
+/// For one thread at a time.
+class Peer {
+ public:
+  /// Connects.  Throws Error with libnbd's message; ENOTSUP where the
+  /// connection is encrypted, so that its bytes are not those of NBD.
+  explicit Peer(const std::string& uri);
+
+  /// A connection that somebody else has made; he says good-bye.
+  Peer(Descriptor socket, bool structured, const Traits& traits)
+      : own_(std::move(socket)),
+        socket_(own_.get()),
+        structured_(structured),
+        traits_(traits) {}
+
+  /// Says good-bye, if the connection is in order.
+  ~Peer();
+  Peer(Peer&&) noexcept;
+  Peer(const Peer&) = delete;
+  Peer& operator=(const Peer&) = delete;
+  Peer& operator=(Peer&&) = delete;
+
+  /// The socket.  Its data phase has begun, and nobody else uses it.
+  [[nodiscard]] int socket() const noexcept { return socket_; }
+  [[nodiscard]] bool structured() const noexcept { return structured_; }
+
+  /// Whether the server wants several connections.
+  [[nodiscard]] bool multi_conn() const noexcept { return multi_conn_; }
+  [[nodiscard]] const Traits& traits() const noexcept { return traits_; }
+
+  /// The connection is broken, or a request is under way: no good-bye.
+  void broken() noexcept;
+
+ private:
+  struct Close {
+    void operator()(nbd_handle* handle) const noexcept;
+  };
+
+  std::unique_ptr<nbd_handle, Close> handle_;
+  Descriptor own_;
+  bool broken_ = false;
+  int socket_ = -1;
+  bool structured_ = false;
+  bool multi_conn_ = false;
+  Traits traits_;
+};
+
+/// So many connections as are wanted, or one where the server does not want
+/// more.  `wanted` is at least 1.  Throws Error as Peer does, and where one
+/// connection shows another disk than the first.
+[[nodiscard]] std::vector<Peer> connect(const std::string& uri,
+                                        unsigned wanted);
+
+}  // namespace nbdrados::copy::nbd
+
+#endif

@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+#include "copy/nbd/uring_nbd_endpoint.hpp"
+
+#include <algorithm>
+#include <cassert>
+#include <cerrno>
+#include <utility>
+
+#include "rados/error.hpp"
+
+namespace nbdrados::copy::nbd {
+
+namespace {
+
+// Less than the 4 GiB that a request can say, because a server works on one
+// request as long as it takes.
+constexpr std::uint64_t most_without_payload = std::uint64_t{1} << 30;
+
+/// A range to be zeroed, of several requests: the first error is told when all
+/// have ended.
+class Zeroing {
+ public:
+  Zeroing(std::size_t parts, Done done)
+      : left_(parts), done_(std::move(done)) {}
+
+  void end(int error) {
+    int none = 0;
+    if (error != 0) first_.compare_exchange_strong(none, error);
+    if (left_.fetch_sub(1) == 1) done_(first_);
+  }
+
+ private:
+  std::atomic<std::size_t> left_;
+  std::atomic<int> first_{0};
+  const Done done_;
+};
+
+}  // namespace
+
+std::uint32_t without_payload(std::uint64_t length,
+                              std::uint32_t minimum) noexcept {
+  return static_cast<std::uint32_t>(
+      std::min(length, most_without_payload / minimum * minimum));
+}
+
+std::vector<Extent> extents_of(const std::vector<StatusExtent>& status,
+                               std::uint64_t offset, std::uint64_t length) {
+  std::vector<Extent> found;
+  const std::uint64_t end = offset + length;
+  for (const StatusExtent& s : status) {
+    if (offset == end) break;
+    const std::uint64_t n = std::min<std::uint64_t>(s.length, end - offset);
+    found.push_back({.offset = offset,
+                     .length = n,
+                     .is_zero = (s.flags & status_zero) != 0,
+                     .is_hole = (s.flags & status_hole) != 0});
+    offset += n;
+  }
+  return found;
+}
+
+UringNbdEndpoint::UringNbdEndpoint(const std::string& uri,
+                                   const Options& options)
+    : UringNbdEndpoint(connect(uri, options.connections), options.uring) {}
+
+UringNbdEndpoint::UringNbdEndpoint(std::vector<Peer> peers, bool uring)
+    : peers_(std::move(peers)) {
+  for (const Peer& peer : peers_)
+    connections_.push_back(std::make_unique<Connection>(
+        peer.socket(), peer.structured(), uring));
+}
+
+UringNbdEndpoint::~UringNbdEndpoint() {
+  for (std::size_t i = 0; i < connections_.size(); ++i) {
+    // After the last request: it may be what breaks the connection.
+    Connection& connection = *connections_[i];
+    connection.finish_all();
+    if (!connection.failure().empty()) peers_[i].broken();
+  }
+  connections_.clear();
+}
+
+const Traits& UringNbdEndpoint::traits() const noexcept {
+  return peers_.front().traits();
+}
+
+bool UringNbdEndpoint::uses_uring() const noexcept {
+  return connections_.front()->kind() == SocketIo::Kind::uring;
+}
+
+std::string UringNbdEndpoint::failure() const {
+  for (const auto& connection : connections_)
+    if (std::string why = connection->failure(); !why.empty()) return why;
+  return {};
+}
+
+void UringNbdEndpoint::start(Operation operation) {
+  const std::size_t n = next_.fetch_add(1, std::memory_order_relaxed);
+  connections_[n % connections_.size()]->start(std::move(operation));
+}
+
+void UringNbdEndpoint::check([[maybe_unused]] std::uint64_t offset,
+                             [[maybe_unused]] std::uint64_t length) const {
+  [[maybe_unused]] const Traits& t = traits();
+  assert(length != 0 && offset <= t.size && length <= t.size - offset);
+  assert(offset % t.minimum == 0 && length % t.minimum == 0);
+}
+
+void UringNbdEndpoint::read(std::uint64_t offset, std::span<char> to,
+                            Done done) {
+  check(offset, to.size());
+  assert(to.size() <= traits().maximum);
+  start({.command = Command::read,
+         .offset = offset,
+         .length = static_cast<std::uint32_t>(to.size()),
+         .to = to.data(),
+         .done = [done = std::move(done)](int error, auto&) { done(error); }});
+}
+
+void UringNbdEndpoint::write(std::uint64_t offset, std::span<const char> from,
+                             Done done) {
+  check(offset, from.size());
+  assert(from.size() <= traits().maximum);
+  start({.command = Command::write,
+         .offset = offset,
+         .length = static_cast<std::uint32_t>(from.size()),
+         .from = from.data(),
+         .done = [done = std::move(done)](int error, auto&) { done(error); }});
+}
+
+void UringNbdEndpoint::zero(std::uint64_t offset, std::uint64_t length,
+                            bool may_trim, Done done) {
+  check(offset, length);
+  if (!traits().can_zero) return done(ENOTSUP);
+  const std::uint64_t most = without_payload(length, traits().minimum);
+  const auto all = std::make_shared<Zeroing>((length + most - 1) / most,
+                                             std::move(done));
+  for (std::uint64_t n = 0; length != 0; offset += n, length -= n) {
+    n = std::min(length, most);
+    start({.command = Command::write_zeroes,
+           .flags = may_trim ? std::uint16_t{0} : flag_no_hole,
+           .offset = offset,
+           .length = static_cast<std::uint32_t>(n),
+           .done = [all](int error, auto&) { all->end(error); }});
+  }
+}
+
+// Where there are several connections, one flush is for all of them (proto.md,
+// NBD_FLAG_CAN_MULTI_CONN).
+void UringNbdEndpoint::flush(Done done) {
+  if (!traits().can_flush) return done(0);
+  connections_.front()->start(
+      {.command = Command::flush,
+       .done = [done = std::move(done)](int error, auto&) { done(error); }});
+}
+
+void UringNbdEndpoint::extents(
+    std::uint64_t offset, std::uint64_t length,
+    std::function<void(int error, std::vector<Extent> found)> done) {
+  check(offset, length);
+  if (!traits().has_extents) return done(0, {{offset, length, false, false}});
+  const std::uint32_t n = without_payload(length, traits().minimum);
+  start({.command = Command::block_status,
+         .offset = offset,
+         .length = n,
+         .done = [offset, n, done = std::move(done)](int error, auto& status) {
+           if (error != 0) return done(error, {});
+           done(0, extents_of(status, offset, n));
+         }});
+}
+
+}  // namespace nbdrados::copy::nbd

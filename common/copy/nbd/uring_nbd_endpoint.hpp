@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// An NBD server as one side of a copy, over unencrypted connections whose data
+// phase is ours.
+
+#ifndef NBDRADOS_COPY_NBD_URING_NBD_ENDPOINT_HPP
+#define NBDRADOS_COPY_NBD_URING_NBD_ENDPOINT_HPP
+
+#include <atomic>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "copy/endpoint.hpp"
+#include "copy/nbd/connection.hpp"
+#include "copy/nbd/peer.hpp"
+
+namespace nbdrados::copy::nbd {
+
+/// Reads and writes are at most traits().maximum bytes, and all requests are
+/// multiples of traits().minimum; who copies sees to it.  No range is empty or
+/// reaches behind traits().size.
+///
+/// Errors are those that the server sent, as an errno; when a connection
+/// breaks, all of its requests end with ECONNRESET (the server has gone),
+/// EPROTO (it breaks the protocol) or another errno of sockets.
+class UringNbdEndpoint : public Endpoint {
+ public:
+  struct Options {
+    /// As many as the server wants, and at most so many.  At least 1.
+    unsigned connections = 1;
+    /// By io_uring, if the kernel lets us; else by poll(2).
+    bool uring = true;
+  };
+
+  /// Throws Error: ENOTSUP for an encrypted connection.
+  UringNbdEndpoint(const std::string& uri, const Options& options);
+  /// Takes connections that are there; at least one.
+  UringNbdEndpoint(std::vector<Peer> peers, bool uring);
+  ~UringNbdEndpoint() override;
+
+  [[nodiscard]] const Traits& traits() const noexcept override;
+  void read(std::uint64_t offset, std::span<char> to, Done done) override;
+  void write(std::uint64_t offset, std::span<const char> from,
+             Done done) override;
+  void zero(std::uint64_t offset, std::uint64_t length, bool may_trim,
+            Done done) override;
+  void flush(Done done) override;
+  void extents(std::uint64_t offset, std::uint64_t length,
+               std::function<void(int error, std::vector<Extent> found)> done)
+      override;
+
+  /// Whether io_uring is used.
+  [[nodiscard]] bool uses_uring() const noexcept;
+  [[nodiscard]] std::size_t connections() const noexcept {
+    return connections_.size();
+  }
+  /// What is wrong with the first connection that is broken; or nothing.
+  [[nodiscard]] std::string failure() const;
+
+ private:
+  void start(Operation operation);
+  void check(std::uint64_t offset, std::uint64_t length) const;
+
+  std::vector<Peer> peers_;
+  std::vector<std::unique_ptr<Connection>> connections_;
+  std::atomic<std::size_t> next_{0};
+};
+
+/// What a reply says of a range, cut to it; empty where it says nothing.
+[[nodiscard]] std::vector<Extent> extents_of(
+    const std::vector<StatusExtent>& status, std::uint64_t offset,
+    std::uint64_t length);
+
+/// The most of `length` that one request without payload asks for, in whole
+/// blocks of `minimum`.
+[[nodiscard]] std::uint32_t without_payload(std::uint64_t length,
+                                            std::uint32_t minimum) noexcept;
+
+}  // namespace nbdrados::copy::nbd
+
+#endif

@@ -22,6 +22,7 @@
 #include <string>
 #include <vector>
 
+#include "copy/nbd/parts.hpp"
 #include "copy/nbd/relay.hpp"
 #include "copy/nbd/uring_nbd_endpoint.hpp"
 #include "fake-nbd-server.hpp"

@@ -43,7 +43,8 @@ struct Operation {
   const char* from = nullptr;
   /// Called once, by the connection's thread; `status` are the extents of
   /// block status.
-  std::function<void(int error, const std::vector<StatusExtent>& status)> done{};
+  std::function<void(int error, const std::vector<StatusExtent>& status)>
+      done{};
 };
 
 /// Thread-safe.

@@ -7,8 +7,8 @@
 #include <cerrno>
 #include <utility>
 
+#include "copy/nbd/parts.hpp"
 #include "copy/nbd/relay_pair.hpp"
-#include "copy/nbd/uring_nbd_endpoint.hpp"
 
 namespace nbdrados::copy::nbd {
 
@@ -45,28 +45,16 @@ void Relay::copy(std::uint64_t offset, std::uint32_t length, RelayDone done) {
 void Relay::zero(std::uint64_t offset, std::uint64_t length, bool may_trim,
                  RelayDone done) {
   if (!destination_.can_zero) return done(ENOTSUP, Side::destination);
-  struct All {
-    std::atomic<std::size_t> left;
-    std::atomic<int> error{0};
-    RelayDone done;
-  };
-  const std::uint64_t most = without_payload(length, destination_.minimum);
-  const auto all = std::make_shared<All>((length + most - 1) / most, 0,
-                                         std::move(done));
-  for (std::uint64_t n = 0; length != 0; offset += n, length -= n) {
-    n = std::min(length, most);
-    next().start({.kind = RelayJob::Kind::zero,
-                  .may_trim = may_trim,
-                  .offset = offset,
-                  .length = static_cast<std::uint32_t>(n),
-                  .done = [all](int error, Side) {
-                    int none = 0;
-                    if (error != 0)
-                      all->error.compare_exchange_strong(none, error);
-                    if (all->left.fetch_sub(1) == 1)
-                      all->done(all->error, Side::destination);
-                  }});
-  }
+  in_parts(
+      offset, length, destination_.minimum,
+      [&](std::uint64_t at, std::uint32_t bytes, auto end) {
+        next().start({.kind = RelayJob::Kind::zero,
+                      .may_trim = may_trim,
+                      .offset = at,
+                      .length = bytes,
+                      .done = [end](int error, Side) { end(error); }});
+      },
+      [done = std::move(done)](int error) { done(error, Side::destination); });
 }
 
 // One flush is for all connections (proto.md, NBD_FLAG_CAN_MULTI_CONN).

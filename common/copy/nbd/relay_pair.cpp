@@ -23,10 +23,10 @@ namespace {
 
 constexpr std::size_t scratch_bytes = 64 << 10;
 
-Pipe make_pipe() {
+std::array<int, 2> make_pipe() {
   std::array<int, 2> ends{};
   if (pipe2(ends.data(), O_CLOEXEC | O_NONBLOCK) < 0) fail(errno, "pipe");
-  return {Descriptor(ends[0]), Descriptor(ends[1])};
+  return ends;
 }
 
 // The number of bytes; none: it would have to wait.  Throws where the

@@ -38,7 +38,7 @@ struct RelayJob {
 struct Pipe {
   /// Throws Error.
   explicit Pipe(std::size_t bytes);
-  Pipe(Descriptor a, Descriptor b) : out(std::move(a)), in(std::move(b)) {}
+  explicit Pipe(const std::array<int, 2>& ends) : out(ends[0]), in(ends[1]) {}
   const Descriptor out, in;
 };
 

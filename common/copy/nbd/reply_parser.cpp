@@ -12,9 +12,8 @@ namespace nbdrados::copy::nbd {
 
 namespace {
 
-// A chunk with data or a hole begins with its offset.
+// A chunk with data begins with their offset.
 constexpr std::size_t data_bytes = structured_reply_bytes + 8;
-constexpr std::size_t hole_bytes = structured_reply_bytes + 12;
 
 // The servers that proto.md describes send at most 2^20 extents
 // ("NBD_REPLY_TYPE_BLOCK_STATUS").

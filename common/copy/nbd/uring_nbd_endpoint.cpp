@@ -7,42 +7,9 @@
 #include <cerrno>
 #include <utility>
 
-#include "rados/error.hpp"
+#include "copy/nbd/parts.hpp"
 
 namespace nbdrados::copy::nbd {
-
-namespace {
-
-// Less than the 4 GiB that a request can say, because a server works on one
-// request as long as it takes.
-constexpr std::uint64_t most_without_payload = std::uint64_t{1} << 30;
-
-/// A range to be zeroed, of several requests: the first error is told when all
-/// have ended.
-class Zeroing {
- public:
-  Zeroing(std::size_t parts, Done done)
-      : left_(parts), done_(std::move(done)) {}
-
-  void end(int error) {
-    int none = 0;
-    if (error != 0) first_.compare_exchange_strong(none, error);
-    if (left_.fetch_sub(1) == 1) done_(first_);
-  }
-
- private:
-  std::atomic<std::size_t> left_;
-  std::atomic<int> first_{0};
-  const Done done_;
-};
-
-}  // namespace
-
-std::uint32_t without_payload(std::uint64_t length,
-                              std::uint32_t minimum) noexcept {
-  return static_cast<std::uint32_t>(
-      std::min(length, most_without_payload / minimum * minimum));
-}
 
 std::vector<Extent> extents_of(const std::vector<StatusExtent>& status,
                                std::uint64_t offset, std::uint64_t length) {
@@ -133,17 +100,16 @@ void UringNbdEndpoint::zero(std::uint64_t offset, std::uint64_t length,
                             bool may_trim, Done done) {
   check(offset, length);
   if (!traits().can_zero) return done(ENOTSUP);
-  const std::uint64_t most = without_payload(length, traits().minimum);
-  const auto all = std::make_shared<Zeroing>((length + most - 1) / most,
-                                             std::move(done));
-  for (std::uint64_t n = 0; length != 0; offset += n, length -= n) {
-    n = std::min(length, most);
-    start({.command = Command::write_zeroes,
-           .flags = may_trim ? std::uint16_t{0} : flag_no_hole,
-           .offset = offset,
-           .length = static_cast<std::uint32_t>(n),
-           .done = [all](int error, auto&) { all->end(error); }});
-  }
+  in_parts(
+      offset, length, traits().minimum,
+      [&](std::uint64_t at, std::uint32_t bytes, auto end) {
+        start({.command = Command::write_zeroes,
+               .flags = may_trim ? std::uint16_t{0} : flag_no_hole,
+               .offset = at,
+               .length = bytes,
+               .done = [end](int error, auto&) { end(error); }});
+      },
+      std::move(done));
 }
 
 // Where there are several connections, one flush is for all of them (proto.md,

@@ -72,11 +72,6 @@ class UringNbdEndpoint : public Endpoint {
     const std::vector<StatusExtent>& status, std::uint64_t offset,
     std::uint64_t length);
 
-/// The most of `length` that one request without payload asks for, in whole
-/// blocks of `minimum`.
-[[nodiscard]] std::uint32_t without_payload(std::uint64_t length,
-                                            std::uint32_t minimum) noexcept;
-
 }  // namespace nbdrados::copy::nbd
 
 #endif

@@ -7,12 +7,16 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 
 #include "rados/error.hpp"
 
 namespace nbdrados::copy::nbd {
 
 namespace {
+
+// How long a server may take to close after the last request.
+constexpr std::chrono::seconds goodbye_time{5};
 
 [[noreturn]] void fail_nbd() {
   const int code = nbd_get_errno();
@@ -86,8 +90,16 @@ Peer::~Peer() {
   // As libnbd left it.
   const int flags = fcntl(socket_, F_GETFL);
   if (flags < 0 || fcntl(socket_, F_SETFL, flags | O_NONBLOCK) < 0) return;
-  // Who has gone already needs no good-bye.
-  nbd_shutdown(handle_.get(), 0);
+  // Not nbd_shutdown(), which waits for as long as the server takes to close.
+  nbd_handle* const nbd = handle_.get();
+  if (nbd_aio_disconnect(nbd, 0) == -1) return;
+  const auto end = std::chrono::steady_clock::now() + goodbye_time;
+  while (nbd_aio_is_closed(nbd) != 1 && nbd_aio_is_dead(nbd) != 1) {
+    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(
+        end - std::chrono::steady_clock::now());
+    if (left.count() <= 0) return;
+    if (nbd_poll(nbd, static_cast<int>(left.count())) == -1) return;
+  }
 }
 
 void Peer::broken() noexcept { broken_ = true; }

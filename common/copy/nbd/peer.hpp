@@ -33,7 +33,8 @@ class Peer {
         structured_(structured),
         traits_(traits) {}
 
-  /// Says good-bye, if the connection is in order.
+  /// Says good-bye, if the connection is in order; waits at most 5 seconds
+  /// for the server to close.
   ~Peer();
   Peer(Peer&&) noexcept;
   Peer(const Peer&) = delete;

@@ -89,7 +89,8 @@ class FakeNbdServer {
     t.can_flush = true;
     t.has_extents = options_.structured;
     t.minimum = options_.minimum;
-    return {Descriptor(std::exchange(ends_[0], -1)), options_.structured, t};
+    return {FileDescriptor(std::exchange(ends_[0], -1)), options_.structured,
+            t};
   }
 
   /// Waits until the client has gone.  Returns the disk.

@@ -114,7 +114,7 @@ struct RawPeer {
     Traits t;
     t.size = 64 << 20;
     t.writable = t.can_zero = true;
-    return one({Descriptor(ours), structured, t});
+    return one({FileDescriptor(ours), structured, t});
   }
   /// The cookie of the next request's head.
   std::uint64_t request() const {

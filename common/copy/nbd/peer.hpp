@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "copy/endpoint.hpp"
-#include "copy/nbd/descriptor.hpp"
+#include "copy/file_descriptor.hpp"
 
 struct nbd_handle;
 
@@ -27,7 +27,7 @@ class Peer {
   explicit Peer(const std::string& uri);
 
   /// A connection that somebody else has made; he says good-bye.
-  Peer(Descriptor socket, bool structured, const Traits& traits)
+  Peer(FileDescriptor socket, bool structured, const Traits& traits)
       : own_(std::move(socket)),
         socket_(own_.get()),
         structured_(structured),
@@ -58,7 +58,7 @@ class Peer {
   };
 
   std::unique_ptr<nbd_handle, Close> handle_;
-  Descriptor own_;
+  FileDescriptor own_;
   bool broken_ = false;
   int socket_ = -1;
   bool structured_ = false;

@@ -16,7 +16,7 @@
 #include <thread>
 #include <vector>
 
-#include "copy/nbd/descriptor.hpp"
+#include "copy/file_descriptor.hpp"
 #include "copy/nbd/peer.hpp"
 #include "copy/nbd/relay.hpp"
 #include "copy/nbd/reply_parser.hpp"
@@ -39,7 +39,7 @@ struct Pipe {
   /// Throws Error.
   explicit Pipe(std::size_t bytes);
   explicit Pipe(const std::array<int, 2>& ends) : out(ends[0]), in(ends[1]) {}
-  const Descriptor out, in;
+  const FileDescriptor out, in;
 };
 
 class RelayPair {
@@ -115,7 +115,7 @@ class RelayPair {
   Peer source_, destination_;
   const Relay::Options options_;
   const Pipe pipe_;
-  const Descriptor wake_;
+  const FileDescriptor wake_;
   Side side_ = Side::source;  // that is being dealt with
 
   std::deque<Work> works_;

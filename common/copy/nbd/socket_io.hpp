@@ -17,7 +17,7 @@
 #include <optional>
 #include <span>
 
-#include "copy/nbd/descriptor.hpp"
+#include "copy/file_descriptor.hpp"
 
 namespace nbdrados::copy::nbd {
 
@@ -62,7 +62,7 @@ class SocketIo {
   SocketIo();
   void slept();  // takes what wake() left
 
-  const Descriptor wake_;  // an eventfd
+  const FileDescriptor wake_;  // an eventfd
 };
 
 }  // namespace nbdrados::copy::nbd

@@ -84,6 +84,7 @@ struct Engine::Transfer {
   std::uint64_t at = 0;  // bytes of the piece that are done
   Run run;               // under way
   int error = 0;         // of what has ended last
+  bool of_source = false;  // that error, though it was a run
   /// Operations that have ended and are still to be looked at.  Whoever makes
   /// it 1 looks, also at those that end meanwhile.  So an endpoint whose
   /// operations end at once does not make the stack grow.
@@ -111,7 +112,7 @@ Engine::Engine(Endpoint& source, std::string source_name,
   while (request_size_ > most && request_size_ / 2 >= least)
     request_size_ /= 2;
   request_size_ = std::max(request_size_, least);
-  if (options_.sparse != 0 && !options_.allocated)
+  if (options_.sparse != 0 && !options_.allocated && !options_.move)
     block_ = std::max<std::uint64_t>(options_.sparse, least);
 
   const std::size_t requests = std::max<std::size_t>(options_.requests, 1);
@@ -310,7 +311,8 @@ void Engine::begin(Transfer& t, const Piece& piece) {
   t.at = 0;
   t.run = {};
   t.error = 0;
-  if (piece.is_zero) {
+  t.of_source = false;
+  if (piece.is_zero || options_.move) {
     t.doing = Transfer::Doing::writing;
     ended(t, 0);
     return;
@@ -354,6 +356,9 @@ bool Engine::step(Transfer& t) {
     // Once more, as data.
     can_zero_ = false;
     t.run = {};
+  } else if (t.of_source && t.error != 0) {
+    fail(source_name_, "read", t.piece.offset + t.at, t.run.length, t.error);
+    return true;
   } else if (t.error != 0) {
     fail(destination_name_, t.run.without_data ? "zero" : "write",
          t.piece.offset + t.at, t.run.length, t.error);
@@ -433,6 +438,15 @@ void Engine::write_run(Transfer& t) {
   if (t.run.kind == Run::Kind::zeros && can_zero_) {
     t.run.without_data = true;
     destination_.zero(offset, t.run.length, !options_.allocated, done);
+    return;
+  }
+  if (options_.move) {
+    t.run.length = std::min(t.run.length, request_size_);
+    options_.move(offset, static_cast<std::uint32_t>(t.run.length),
+                  [this, &t](int error, bool of_source) {
+                    t.of_source = of_source;
+                    ended(t, error);
+                  });
     return;
   }
   const char* from = nullptr;

@@ -15,6 +15,9 @@
 //                                       ...
 //     wake   <------------------------  free
 //
+// Where both sides can move data by themselves (EngineOptions::move), a move
+// takes the place of the read and of its writes.
+//
 // A transfer has one operation under way at a time.  So the number of transfers
 // bounds the requests, and their buffers, which are used again and again, the
 // memory.  There are some with small buffers besides: scattered data should not
@@ -32,6 +35,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <exception>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -41,6 +45,10 @@
 #include "copy/walk.hpp"
 
 namespace nbdrados::copy {
+
+/// An operation's end: 0 or an errno, of the source (read) or of the destination
+/// (write).  Otherwise as Done.
+using MoveDone = std::function<void(int error, bool of_source)>;
 
 struct EngineOptions {
   std::uint64_t request_size = 256 << 10;  ///< bytes; a power of two
@@ -56,6 +64,12 @@ struct EngineOptions {
   /// Bytes of one zero().
   std::uint64_t most_zeros = std::uint64_t{1} << 30;
   std::uint64_t rate = 0;           ///< bytes read a second, at most; 0: any
+  /// What reads from the source and writes to the destination in one operation,
+  /// of which the engine does not see the payload; then `sparse` means nothing.
+  /// Ranges are as Endpoint::read and write take them.  None: by memory.
+  std::function<void(std::uint64_t offset, std::uint32_t length,
+                     MoveDone done)>
+      move = {};
 };
 
 /// How far a copy is; bytes.  May be read by any thread meanwhile.

@@ -242,6 +242,19 @@ std::string failure(Body&& body, int code) {
   return "none";
 }
 
+/// Moves of data, as a relay makes them.
+auto mover(FakeDisk& from, FakeDisk& to) {
+  return [&from, &to](std::uint64_t offset, std::uint32_t length,
+                      MoveDone done) {
+    auto memory = std::make_shared<std::vector<char>>(length);
+    from.read(offset, *memory, [=, &to](int error) {
+      if (error != 0) return done(error, true);
+      to.write(offset, *memory,
+               [memory, done](int failed) { done(failed, false); });
+    });
+  };
+}
+
 void copy_disk(FakeDisk& from, FakeDisk& to, const EngineOptions& options) {
   Engine engine(from, "A", to, "B", options);
   engine.run();
@@ -266,6 +279,8 @@ class CopyEngineTest : public CPPUNIT_NS::TestFixture {
   CPPUNIT_TEST(bounds);
   CPPUNIT_TEST(too_small);
   CPPUNIT_TEST(stopped);
+  CPPUNIT_TEST(moves);
+  CPPUNIT_TEST(errors_of_moves);
   CPPUNIT_TEST(rate);
   CPPUNIT_TEST(wrong_answers);
   CPPUNIT_TEST(huge);
@@ -486,6 +501,57 @@ class CopyEngineTest : public CPPUNIT_NS::TestFixture {
                            failure([&] { engine.run(); }, ECANCELED));
       CPPUNIT_ASSERT(engine.counts().done() < 1500000);
     }
+  }
+
+  // The payload is not looked at, zeros that are known are zeroed, also by a
+  // destination that cannot.
+  void moves() {
+    for (const bool late : {false, true})
+      for (const int zero : {0, 1, 2}) {
+        FakeDisk from(disk(300032), late);
+        FakeDisk to(disk(300032, 0), late);
+        to.traits_.can_zero = zero != 0;
+        if (zero == 2) {
+          to.errors_[Op::zero] = EOPNOTSUPP;
+          to.fail_from_[Op::zero] = 2;
+        }
+        to.traits_.minimum = 512;
+        to.traits_.maximum = 8192;
+        EngineOptions o = small_options();
+        o.move = mover(from, to);
+        copy_disk(from, to, o);
+        CPPUNIT_ASSERT(from.content_ == to.content_);
+        CPPUNIT_ASSERT(!to.unaligned_);
+        CPPUNIT_ASSERT_EQUAL(zero == 0, to.zeroed_.empty());
+        CPPUNIT_ASSERT(to.most_bytes_ <= o.queue_size + 64 * 8192);
+      }
+    FakeDisk from(std::vector<char>(100000)), to(disk(100000, 0));
+    EngineOptions o = small_options();
+    o.use_extents = false;
+    o.move = mover(from, to);
+    copy_disk(from, to, o);
+    check_same(from, to);
+    CPPUNIT_ASSERT_EQUAL(std::uint64_t{100000}, to.written_.load());
+  }
+
+  void errors_of_moves() {
+    for (const bool late : {false, true})
+      for (const bool source : {false, true}) {
+        FakeDisk from(std::vector<char>(100000, 'x'), late);
+        FakeDisk to(std::vector<char>(100000), late);
+        FakeDisk& bad = source ? from : to;
+        const Op op = source ? Op::read : Op::write;
+        bad.errors_[op] = EIO;
+        bad.fail_from_[op] = 2;
+        EngineOptions o = small_options();
+        o.requests = 1;
+        o.move = mover(from, to);
+        Engine engine(from, "A", to, "B", o);
+        CPPUNIT_ASSERT_EQUAL(
+            std::string(source ? "A: read" : "B: write") +
+                " at 16384+8192: " + error_text(EIO),
+            failure([&] { engine.run(); }, EIO));
+      }
   }
 
   void rate() {

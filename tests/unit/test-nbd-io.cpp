@@ -155,6 +155,8 @@ class NbdIoTest : public CppUnit::TestFixture {
   CPPUNIT_TEST(protocol_is_broken);
   CPPUNIT_TEST(answer_before_the_payload);
   CPPUNIT_TEST(requests_of_callbacks);
+  CPPUNIT_TEST(not_in_blocks);
+  CPPUNIT_TEST(cancelled);
   CPPUNIT_TEST(uring_is_forbidden);
   CPPUNIT_TEST(relay_copies);
   CPPUNIT_TEST(relay_zero_flush_extents);
@@ -163,6 +165,7 @@ class NbdIoTest : public CppUnit::TestFixture {
   CPPUNIT_TEST(relay_source_dies_at_any_byte);
   CPPUNIT_TEST(relay_destination_dies_at_any_byte);
   CPPUNIT_TEST(relay_answer_before_the_payload);
+  CPPUNIT_TEST(relay_cancelled);
   CPPUNIT_TEST_SUITE_END();
 
  public:
@@ -289,6 +292,46 @@ class NbdIoTest : public CppUnit::TestFixture {
       CPPUNIT_ASSERT(ends.wait() == (std::vector<int>{EPROTO, EPROTO}));
       CPPUNIT_ASSERT(e.failure().find("outside") != std::string::npos);
     }
+  }
+
+  // A disk whose size is not in the server's blocks has such a range.
+  void not_in_blocks() {
+    RawPeer raw;
+    Traits t;
+    t.size = 1000;
+    t.minimum = 512;
+    t.writable = t.can_zero = t.has_extents = true;
+    UringNbdEndpoint e(one({FileDescriptor(raw.ours), true, t}), true);
+    std::string data(488, 'x');
+    Ends ends;
+    ends.reserve(4);
+    e.read(512, data, ends.next());
+    e.write(512, data, ends.next());
+    e.zero(512, 488, true, ends.next());
+    e.read(1024, data, ends.next());
+    CPPUNIT_ASSERT(ends.wait() ==
+                   (std::vector<int>{EINVAL, EINVAL, EINVAL, EINVAL}));
+  }
+
+  // By a server that never answers.
+  void cancelled() {
+    for (const bool uring : {true, false})
+      for (const bool before : {true, false}) {
+        RawPeer raw;
+        UringNbdEndpoint e(raw.peer(true), uring);
+        std::string data(8 << 20, 'x'), buffer(1, 'x');
+        Ends ends;
+        ends.reserve(2);
+        if (before) e.cancel();
+        e.write(0, data, ends.next());
+        e.read(0, buffer, ends.next());
+        if (!before) {
+          (void)raw.request();
+          e.cancel();
+        }
+        CPPUNIT_ASSERT(ends.wait() ==
+                       (std::vector<int>{ECANCELED, ECANCELED}));
+      }
   }
 
   // The payload is the caller's until it is sent.
@@ -450,6 +493,23 @@ class NbdIoTest : public CppUnit::TestFixture {
   }
   void relay_destination_dies_at_any_byte() {
     relay_dies(Side::destination);
+  }
+
+  void relay_cancelled() {
+    for (const bool before : {true, false}) {
+      RawPeer from, to;
+      Relay relay(from.peer(true), to.peer(true), {});
+      Ends ends;
+      ends.reserve(2);
+      if (before) relay.cancel();
+      relay.copy(0, 1 << 20, ends.next());
+      relay.zero(0, 1 << 20, true, ends.next());
+      if (!before) {
+        (void)from.request();
+        relay.cancel();
+      }
+      CPPUNIT_ASSERT(ends.wait() == (std::vector<int>{ECANCELED, ECANCELED}));
+    }
   }
 
   // A server may refuse a write before it has got all of it.

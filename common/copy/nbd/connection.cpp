@@ -41,14 +41,19 @@ void Connection::finish_all() {
 
 void Connection::start(Operation operation) {
   const bool own_thread = std::this_thread::get_id() == thread_.get_id();
-  bool wake = false;
-  {
-    const std::scoped_lock guard(mutex_);
-    // serve() looks before it waits.
-    wake = new_.empty() && (!own_thread || error_ != 0);
-    new_.push_back(std::move(operation));
-  }
+  // Also while it wakes: when the operation has ended, this may be destroyed,
+  // by which finish_all() waits for the mutex.
+  const std::scoped_lock guard(mutex_);
+  // serve() looks before it waits.
+  const bool wake = new_.empty() && (!own_thread || error_ != 0);
+  new_.push_back(std::move(operation));
   if (wake) io_->wake();
+}
+
+void Connection::cancel() noexcept {
+  cancelled_ = true;
+  // The thread finds that the server has gone.
+  ::shutdown(socket_, SHUT_RDWR);
 }
 
 std::string Connection::failure() const {
@@ -263,6 +268,7 @@ void Connection::finish(std::size_t number, int error) {
 
 // Ends all requests, when nobody uses their memory any more.
 void Connection::give_up(int error, const std::string& why) {
+  if (cancelled_) error = ECANCELED;
   ::shutdown(socket_, SHUT_RDWR);
   while (sending_ || receiving_) {
     const SocketIo::Result result = io_->wait();

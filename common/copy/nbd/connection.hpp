@@ -14,6 +14,7 @@
 #include <sys/uio.h>
 
 #include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -61,6 +62,9 @@ class Connection {
   /// After an error of the connection, requests end with its errno:
   /// ECONNRESET when the peer has gone, EPROTO when it breaks the protocol.
   void start(Operation operation);
+
+  /// What is under way, and what is started later, ends soon with ECANCELED.
+  void cancel() noexcept;
 
   /// Waits for what is under way; start() must not be called any more.
   void finish_all();
@@ -121,6 +125,7 @@ class Connection {
   char* payload_to_ = nullptr;
   bool direct_ = false;  // what is being received goes to payload_to_
 
+  std::atomic<bool> cancelled_{false};
   mutable std::mutex mutex_;
   // Guarded by mutex_:
   std::vector<Operation> new_;

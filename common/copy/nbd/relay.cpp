@@ -28,6 +28,10 @@ RelayPair& Relay::next() {
   return *pairs_[next_.fetch_add(1, std::memory_order_relaxed) % pairs_.size()];
 }
 
+void Relay::cancel() noexcept {
+  for (const auto& pair : pairs_) pair->cancel();
+}
+
 std::string Relay::failure() const {
   for (const auto& pair : pairs_)
     if (std::string why = pair->failure(); !why.empty()) return why;

@@ -79,6 +79,9 @@ class Relay {
   /// As Endpoint's, of the source.
   void extents(std::uint64_t offset, std::uint64_t length, RelayExtents done);
 
+  /// As Endpoint's, for both sides.
+  void cancel() noexcept;
+
   /// What is wrong with the first pair that is broken; or nothing.
   [[nodiscard]] std::string failure() const;
 

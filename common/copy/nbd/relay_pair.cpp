@@ -84,16 +84,23 @@ RelayPair::~RelayPair() {
 }
 
 void RelayPair::start(RelayJob job) {
-  bool wake = false;
-  {
-    const std::scoped_lock guard(mutex_);
-    wake = new_.empty();
-    new_.push_back(std::move(job));
-  }
   // The thread itself looks before it waits.
-  if (!wake || std::this_thread::get_id() == thread_.get_id()) return;
+  const bool own_thread = std::this_thread::get_id() == thread_.get_id();
+  // Also while it wakes: when the job has ended, this may be destroyed, by which
+  // the destructor waits for the mutex.
+  const std::scoped_lock guard(mutex_);
+  const bool wake = new_.empty() && !own_thread;
+  new_.push_back(std::move(job));
+  if (!wake) return;
   const std::uint64_t one = 1;
   [[maybe_unused]] const ssize_t n = ::write(wake_.get(), &one, sizeof one);
+}
+
+void RelayPair::cancel() noexcept {
+  cancelled_ = true;
+  // The thread finds that both servers have gone.
+  ::shutdown(source_.socket(), SHUT_RDWR);
+  ::shutdown(destination_.socket(), SHUT_RDWR);
 }
 
 std::string RelayPair::failure() const {
@@ -272,7 +279,7 @@ void RelayPair::end(RelayJob& job, int error, Side side,
 }
 
 void RelayPair::give_up(int error, const std::string& why) {
-  error_ = error;
+  error_ = cancelled_ ? ECANCELED : error;
   // In the middle of a request, a good-bye would be taken for its data.
   source_.broken();
   destination_.broken();
@@ -285,7 +292,7 @@ void RelayPair::give_up(int error, const std::string& why) {
   free_.clear();
   in_flight_ = 0;
   for (Work& work : works)
-    if (work.used) end(work.job, error, side_, {});
+    if (work.used) end(work.job, error_, side_, {});
 }
 
 // -------------------------------------------------------------------- source

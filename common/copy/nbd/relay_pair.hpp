@@ -7,6 +7,7 @@
 #define NBDRADOS_COPY_NBD_RELAY_PAIR_HPP
 
 #include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -50,8 +51,9 @@ class RelayPair {
   RelayPair(const RelayPair&) = delete;
   RelayPair& operator=(const RelayPair&) = delete;
 
-  /// Thread-safe.
+  /// These are thread-safe.
   void start(RelayJob job);
+  void cancel() noexcept;
   [[nodiscard]] std::string failure() const;
 
  private:
@@ -134,6 +136,7 @@ class RelayPair {
   std::size_t in_pipe_ = 0;  // bytes
   std::array<char, 4096> answer_bytes_;
 
+  std::atomic<bool> cancelled_{false};
   mutable std::mutex mutex_;
   // Guarded by mutex_:
   std::vector<RelayJob> new_;

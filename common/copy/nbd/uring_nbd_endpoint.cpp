@@ -62,21 +62,25 @@ std::string UringNbdEndpoint::failure() const {
   return {};
 }
 
+void UringNbdEndpoint::cancel() noexcept {
+  for (const auto& connection : connections_) connection->cancel();
+}
+
 void UringNbdEndpoint::start(Operation operation) {
   const std::size_t n = next_.fetch_add(1, std::memory_order_relaxed);
   connections_[n % connections_.size()]->start(std::move(operation));
 }
 
-void UringNbdEndpoint::check([[maybe_unused]] std::uint64_t offset,
-                             [[maybe_unused]] std::uint64_t length) const {
-  [[maybe_unused]] const Traits& t = traits();
-  assert(length != 0 && offset <= t.size && length <= t.size - offset);
-  assert(offset % t.minimum == 0 && length % t.minimum == 0);
+bool UringNbdEndpoint::takes(std::uint64_t offset,
+                             std::uint64_t length) const noexcept {
+  const Traits& t = traits();
+  return length != 0 && offset <= t.size && length <= t.size - offset &&
+         offset % t.minimum == 0 && length % t.minimum == 0;
 }
 
 void UringNbdEndpoint::read(std::uint64_t offset, std::span<char> to,
                             Done done) {
-  check(offset, to.size());
+  if (!takes(offset, to.size())) return done(EINVAL);
   assert(to.size() <= traits().maximum);
   start({.command = Command::read,
          .offset = offset,
@@ -87,7 +91,7 @@ void UringNbdEndpoint::read(std::uint64_t offset, std::span<char> to,
 
 void UringNbdEndpoint::write(std::uint64_t offset, std::span<const char> from,
                              Done done) {
-  check(offset, from.size());
+  if (!takes(offset, from.size())) return done(EINVAL);
   assert(from.size() <= traits().maximum);
   start({.command = Command::write,
          .offset = offset,
@@ -98,7 +102,7 @@ void UringNbdEndpoint::write(std::uint64_t offset, std::span<const char> from,
 
 void UringNbdEndpoint::zero(std::uint64_t offset, std::uint64_t length,
                             bool may_trim, Done done) {
-  check(offset, length);
+  if (!takes(offset, length)) return done(EINVAL);
   if (!traits().can_zero) return done(ENOTSUP);
   in_parts(
       offset, length, traits().minimum,
@@ -124,7 +128,7 @@ void UringNbdEndpoint::flush(Done done) {
 void UringNbdEndpoint::extents(
     std::uint64_t offset, std::uint64_t length,
     std::function<void(int error, std::vector<Extent> found)> done) {
-  check(offset, length);
+  if (!takes(offset, length)) return done(EINVAL, {});
   if (!traits().has_extents) return done(0, {{offset, length, false, false}});
   const std::uint32_t n = without_payload(length, traits().minimum);
   start({.command = Command::block_status,

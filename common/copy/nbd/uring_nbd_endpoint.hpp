@@ -17,9 +17,9 @@
 
 namespace nbdrados::copy::nbd {
 
-/// Reads and writes are at most traits().maximum bytes, and all requests are
-/// multiples of traits().minimum; who copies sees to it.  No range is empty or
-/// reaches behind traits().size.
+/// Reads and writes are at most traits().maximum bytes; who copies sees to it.
+/// A range that is empty, no multiple of traits().minimum, or reaches behind
+/// traits().size ends with EINVAL, as it would by the server.
 ///
 /// Errors are those that the server sent, as an errno; when a connection
 /// breaks, all of its requests end with ECONNRESET (the server has gone),
@@ -50,6 +50,8 @@ class UringNbdEndpoint : public Endpoint {
                std::function<void(int error, std::vector<Extent> found)> done)
       override;
 
+  void cancel() noexcept override;
+
   /// Whether io_uring is used.
   [[nodiscard]] bool uses_uring() const noexcept;
   [[nodiscard]] std::size_t connections() const noexcept {
@@ -60,7 +62,8 @@ class UringNbdEndpoint : public Endpoint {
 
  private:
   void start(Operation operation);
-  void check(std::uint64_t offset, std::uint64_t length) const;
+  [[nodiscard]] bool takes(std::uint64_t offset,
+                           std::uint64_t length) const noexcept;
 
   std::vector<Peer> peers_;
   std::vector<std::unique_ptr<Connection>> connections_;

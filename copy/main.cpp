@@ -34,7 +34,7 @@ void complain(const std::string& text) {
 }
 
 EngineOptions engine_options(const Options& options, const Side& source,
-                             const Side& destination, unsigned connections) {
+                             const Side& destination, const Joined& joined) {
   EngineOptions o;
   o.request_size = options.request_size.value_or(
       std::max(source.request_size, destination.request_size));
@@ -45,13 +45,14 @@ EngineOptions engine_options(const Options& options, const Side& source,
   if (options.source.kind == Target::Kind::rados) o.queue_size /= 2;
   o.requests = options.synchronous
                    ? 1
-                   : std::size_t{options.requests} * connections;
+                   : std::size_t{options.requests} * joined.connections;
   o.sparse = options.sparse;
   o.use_extents = options.extents;
   o.allocated = options.allocated;
   o.destination_is_zero = options.destination_is_zero;
   o.flush = options.flush || destination.new_image;
   o.rate = options.bwlimit;
+  o.move = joined.move;
   return o;
 }
 
@@ -61,9 +62,10 @@ void describe(const Side& side, const char* what) {
                                ? "unknown"
                                : std::to_string(t.size);
   std::fprintf(stderr,
-               "radoscopy: %s: %s: size=%s preferred=%u extents=%s\n", what,
+               "radoscopy: %s: %s: size=%s preferred=%u extents=%s%s%s\n", what,
                side.name.c_str(), size.c_str(), t.preferred,
-               t.has_extents ? "yes" : "no");
+               t.has_extents ? "yes" : "no",
+               side.engine.empty() ? "" : " engine=", side.engine.c_str());
 }
 
 /// For the handler of signals, while there is a copy.
@@ -139,10 +141,10 @@ void verify(const Work& work) {
 /// Throws Error.
 void run(const Options& options, Side& source, Side& destination,
          Running& running, const Signals& signals) {
-  const unsigned connections = connect_all(options, source, destination);
+  const Joined joined = join(options, source, destination);
   const Work work{
       options, source, destination,
-      engine_options(options, source, destination, connections),
+      engine_options(options, source, destination, joined),
       running, signals};
   if (options.verbose) {
     describe(source, "source");
@@ -150,7 +152,7 @@ void run(const Options& options, Side& source, Side& destination,
     std::fprintf(stderr,
                  "radoscopy: connections=%u requests=%zu request-size=%llu "
                  "queue-size=%llu\n",
-                 connections, work.how.requests,
+                 joined.connections, work.how.requests,
                  static_cast<unsigned long long>(work.how.request_size),
                  static_cast<unsigned long long>(work.how.queue_size));
   }

@@ -14,6 +14,9 @@
 #include <utility>
 
 #include "copy/file_endpoint.hpp"
+#include "copy/nbd/relay.hpp"
+#include "copy/nbd/relay_side.hpp"
+#include "copy/nbd/uring_nbd_endpoint.hpp"
 #include "copy/nbd_endpoint.hpp"
 #include "copy/null_endpoint.hpp"
 #include "copy/rados_endpoint.hpp"
@@ -111,8 +114,20 @@ std::unique_ptr<Endpoint> open_destination_file(const std::string& name,
 
 // NBD -----------------------------------------------------------------------
 
-std::unique_ptr<Endpoint> open_nbd(const Target& target,
-                                   const Options& options) {
+std::unique_ptr<NbdServer> connect(NbdTarget target) {
+  // Not where it would only be found out by a connection: some servers take
+  // one, and end.
+  if (!target.uri.starts_with("nbds")) {
+    try {
+      return std::make_unique<nbd::UringNbdEndpoint>(target);
+    } catch (const Error& e) {
+      if (e.code() != ENOTSUP) throw;
+    }
+  }
+  return std::make_unique<NbdEndpoint>(std::move(target));
+}
+
+void open_nbd(Side& side, const Target& target, const Options& options) {
   NbdTarget how;
   if (target.kind == Target::Kind::nbd)
     how.uri = target.text;
@@ -120,7 +135,41 @@ std::unique_ptr<Endpoint> open_nbd(const Target& target,
     how.command = target.command;
   how.debug = options.verbose;
   how.use_extents = options.extents;
-  return std::make_unique<NbdEndpoint>(std::move(how));
+  std::unique_ptr<NbdServer> server = connect(std::move(how));
+  side.engine = server->engine();
+  side.endpoint = std::move(server);
+}
+
+/// Whether what is copied from one server to the other may go unseen, in
+/// blocks that both have.
+bool may_relay(const Options& options, const Endpoint& source,
+               const Endpoint& destination) {
+  return (options.sparse == 0 || options.allocated) &&
+         options.verify == Options::Verify::no &&
+         source.traits().size % destination.traits().minimum == 0;
+}
+
+/// None: it cannot be.
+std::shared_ptr<nbd::Relay> make_relay(const Options& options, Side& source,
+                                       Side& destination) {
+  const auto servers = [](const Side& side) {
+    return dynamic_cast<nbd::UringNbdEndpoint*>(side.endpoint.get());
+  };
+  nbd::UringNbdEndpoint* const from = servers(source);
+  nbd::UringNbdEndpoint* const to = servers(destination);
+  if (from == nullptr || to == nullptr || !may_relay(options, *from, *to))
+    return nullptr;
+  auto relay = std::make_shared<nbd::Relay>(
+      from->take_peers(), to->take_peers(),
+      nbd::Relay::Options{
+          .destination_is_zero = options.destination_is_zero,
+          .allocated = options.allocated});
+  source.endpoint =
+      std::make_unique<nbd::RelaySide>(relay, nbd::Side::source);
+  destination.endpoint =
+      std::make_unique<nbd::RelaySide>(relay, nbd::Side::destination);
+  source.engine = destination.engine = "splice";
+  return relay;
 }
 
 // RADOS ---------------------------------------------------------------------
@@ -251,7 +300,7 @@ Side open_to_read(const Options& options, const Target& target) {
         break;
       case Target::Kind::nbd:
       case Target::Kind::command:
-        side.endpoint = open_nbd(target, options);
+        open_nbd(side, target, options);
         break;
       case Target::Kind::null:
         side.endpoint = std::make_unique<NullEndpoint>();
@@ -294,7 +343,7 @@ Side open_destination(const Options& options, Side& source) {
         break;
       case Target::Kind::nbd:
       case Target::Kind::command:
-        side.endpoint = open_nbd(options.destination, options);
+        open_nbd(side, options.destination, options);
         break;
       case Target::Kind::null:
         side.endpoint = std::make_unique<NullEndpoint>();
@@ -308,22 +357,31 @@ Side open_destination(const Options& options, Side& source) {
   return side;
 }
 
-unsigned connect_all(const Options& options, Side& source,
-                     Side& destination) {
-  auto* const from = dynamic_cast<NbdEndpoint*>(source.endpoint.get());
-  auto* const to = dynamic_cast<NbdEndpoint*>(destination.endpoint.get());
-  if (from == nullptr && to == nullptr) return 1;
+Joined join(const Options& options, Side& source, Side& destination) {
+  Joined joined;
+  auto* const from = dynamic_cast<NbdServer*>(source.endpoint.get());
+  auto* const to = dynamic_cast<NbdServer*>(destination.endpoint.get());
+  if (from == nullptr && to == nullptr) return joined;
   const unsigned threads =
       options.threads != 0
           ? options.threads
           : std::max(1U, std::thread::hardware_concurrency());
-  unsigned count = std::min(options.connections, threads);
-  if (options.synchronous || (from != nullptr && !from->can_multi_conn()) ||
-      (to != nullptr && !to->can_multi_conn()))
-    count = 1;
+  if (!options.synchronous && (from == nullptr || from->can_multi_conn()) &&
+      (to == nullptr || to->can_multi_conn()))
+    joined.connections = std::min(options.connections, threads);
+  const unsigned count = joined.connections;
   if (from != nullptr) naming(source, [&] { from->connect_more(count); });
   if (to != nullptr) naming(destination, [&] { to->connect_more(count); });
-  return count;
+  if (auto relay = make_relay(options, source, destination))
+    joined.move = [relay = std::move(relay)](std::uint64_t offset,
+                                             std::uint32_t length,
+                                             MoveDone done) {
+      relay->copy(offset, length,
+                  [done = std::move(done)](int error, nbd::Side side) {
+                    done(error, side == nbd::Side::source);
+                  });
+    };
+  return joined;
 }
 
 }  // namespace radoscopy

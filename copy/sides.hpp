@@ -11,6 +11,7 @@
 #include <string>
 
 #include "copy/endpoint.hpp"
+#include "copy/engine.hpp"
 #include "copy/new_image.hpp"
 #include "options.hpp"
 
@@ -23,6 +24,8 @@ struct Side {
   /// when the endpoint has gone.
   std::unique_ptr<nbdrados::copy::NewImage> new_image;
   std::unique_ptr<nbdrados::copy::Endpoint> endpoint;
+  /// Of an NBD server: what does its data phase.
+  std::string engine;
   /// Bytes of a request that suit it.
   std::uint64_t request_size = 256 << 10;
 };
@@ -31,9 +34,16 @@ struct Side {
 [[nodiscard]] Side open_source(const Options& options);
 [[nodiscard]] Side open_destination(const Options& options, Side& source);
 
-/// Makes NBD servers on both sides have their connections.  Returns how many.
-[[nodiscard]] unsigned connect_all(const Options& options, Side& source,
-                                   Side& destination);
+/// What both sides together make possible.
+struct Joined {
+  unsigned connections = 1;  ///< to NBD servers
+  /// Of NBD servers whose data needs not be seen; else none.
+  decltype(nbdrados::copy::EngineOptions::move) move;
+};
+
+/// Makes NBD servers on both sides have their connections.  Throws Error.
+[[nodiscard]] Joined join(const Options& options, Side& source,
+                          Side& destination);
 
 }  // namespace radoscopy
 

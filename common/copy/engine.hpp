@@ -46,8 +46,8 @@
 
 namespace nbdrados::copy {
 
-/// An operation's end: 0 or an errno, of the source (read) or of the destination
-/// (write).  Otherwise as Done.
+/// An operation's end: 0 or an errno, of the source (read) or of the
+/// destination (write).  Otherwise as Done.
 using MoveDone = std::function<void(int error, bool of_source)>;
 
 struct EngineOptions {

@@ -22,42 +22,6 @@ namespace nbdrados::copy {
 
 namespace {
 
-/// libnbd's text names its function first.
-[[noreturn]] void throw_last() {
-  const int code = nbd_get_errno();
-  const char* const text = nbd_get_error();
-  throw Error(code == 0 ? EIO : code, text != nullptr ? text : "libnbd");
-}
-
-struct Close {
-  void operator()(nbd_handle* h) const noexcept { nbd_close(h); }
-};
-using Handle = std::unique_ptr<nbd_handle, Close>;
-
-void check_nbd(int r) {
-  if (r == -1) throw_last();
-}
-
-Handle connect(const NbdTarget& target) {
-  Handle h(nbd_create());
-  if (!h) throw_last();
-  nbd_set_debug(h.get(), target.debug);
-  if (target.use_extents)
-    check_nbd(nbd_add_meta_context(h.get(), LIBNBD_CONTEXT_BASE_ALLOCATION));
-  if (target.command.empty()) {
-    // For a file with the keys of TLS, as nbdcopy.
-    nbd_set_uri_allow_local_file(h.get(), true);
-    check_nbd(nbd_connect_uri(h.get(), target.uri.c_str()));
-  } else {
-    std::vector<char*> argv;
-    for (const std::string& word : target.command)
-      argv.push_back(const_cast<char*>(word.c_str()));
-    argv.push_back(nullptr);
-    check_nbd(nbd_connect_systemd_socket_activation(h.get(), argv.data()));
-  }
-  return h;
-}
-
 struct Command {
   enum class Kind : std::uint8_t { read, write, zero, flush, extents };
   Kind kind = Kind::flush;
@@ -79,7 +43,7 @@ struct Command {
 /// handle's lock while it calls back, so Done is called only behind that.
 class NbdEndpoint::Connection {
  public:
-  explicit Connection(Handle h) : handle_(std::move(h)) {
+  explicit Connection(NbdHandle h) : handle_(std::move(h)) {
     wake_ = FileDescriptor(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
     if (!wake_) fail(errno, "eventfd");
   }
@@ -130,7 +94,7 @@ class NbdEndpoint::Connection {
                         std::uint32_t* entries, std::size_t count,
                         int* error);
 
-  Handle handle_;
+  NbdHandle handle_;
   FileDescriptor wake_;
 
   // Only of the thread.
@@ -290,10 +254,10 @@ void NbdEndpoint::Connection::finish_completed() {
 }
 
 NbdEndpoint::NbdEndpoint(NbdTarget target) : target_(std::move(target)) {
-  connections_.push_back(std::make_unique<Connection>(connect(target_)));
+  connect_more(1);
   nbd_handle* const h = connections_.front()->handle();
   const std::int64_t size = nbd_get_size(h);
-  if (size == -1) throw_last();
+  if (size == -1) throw_nbd_error();
   traits_.size = static_cast<std::uint64_t>(size);
   traits_.writable = nbd_is_read_only(h) == 0;
   traits_.can_zero = nbd_can_zero(h) > 0;
@@ -319,7 +283,8 @@ NbdEndpoint::~NbdEndpoint() = default;
 
 void NbdEndpoint::connect_more(std::size_t count) {
   while (connections_.size() < count)
-    connections_.push_back(std::make_unique<Connection>(connect(target_)));
+    connections_.push_back(
+        std::make_unique<Connection>(connect_nbd(target_, false)));
 }
 
 NbdEndpoint::Connection& NbdEndpoint::next_connection() noexcept {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
-// An NBD server, through libnbd, on one connection or several.
+// An NBD server, through libnbd, also where the connection is encrypted.
 
 #ifndef NBDRADOS_COPY_NBD_ENDPOINT_HPP
 #define NBDRADOS_COPY_NBD_ENDPOINT_HPP
@@ -8,33 +8,27 @@
 #include <atomic>
 #include <cstddef>
 #include <memory>
-#include <string>
 #include <vector>
 
-#include "copy/endpoint.hpp"
+#include "copy/nbd/handshake.hpp"
+#include "copy/nbd/nbd_server.hpp"
 #include "copy/span_of_answers.hpp"
 
 namespace nbdrados::copy {
 
-/// How to reach a server.
-struct NbdTarget {
-  std::string uri;                   ///< as libnbd takes it, or
-  std::vector<std::string> command;  ///< a server to start, with arguments
-  bool debug = false;                ///< libnbd prints what it does
-  bool use_extents = true;
-};
-
-class NbdEndpoint final : public Endpoint {
+class NbdEndpoint final : public NbdServer {
  public:
   /// Opens one connection.  Blocks.  Throws Error.
   explicit NbdEndpoint(NbdTarget target);
   ~NbdEndpoint() override;
 
-  /// Whether the server takes more connections to the same disk.
-  [[nodiscard]] bool can_multi_conn() const noexcept { return multi_conn_; }
-  /// Opens more, so that there are `count`.  Before the first operation.
-  /// Blocks.  Throws Error.
-  void connect_more(std::size_t count);
+  [[nodiscard]] bool can_multi_conn() const noexcept override {
+    return multi_conn_;
+  }
+  void connect_more(std::size_t count) override;
+  [[nodiscard]] const char* engine() const noexcept override {
+    return "libnbd";
+  }
 
   [[nodiscard]] const Traits& traits() const noexcept override {
     return traits_;

@@ -42,7 +42,7 @@ void Connection::finish_all() {
 void Connection::start(Operation operation) {
   const bool own_thread = std::this_thread::get_id() == thread_.get_id();
   // Also while it wakes: when the operation has ended, this may be destroyed,
-  // by which finish_all() waits for the mutex.
+  // but finish_all() waits for the mutex.
   const std::scoped_lock guard(mutex_);
   // serve() looks before it waits.
   const bool wake = new_.empty() && (!own_thread || error_ != 0);

@@ -18,17 +18,6 @@ namespace {
 // How long a server may take to close after the last request.
 constexpr std::chrono::seconds goodbye_time{5};
 
-[[noreturn]] void fail_nbd() {
-  const int code = nbd_get_errno();
-  throw Error(code != 0 ? code : EIO, nbd_get_error());
-}
-
-template <class Number>
-Number check_nbd(Number r) {
-  if (r == -1) fail_nbd();
-  return r;
-}
-
 bool yes(int answer) { return check_nbd(answer) == 1; }
 
 // What the server says of block sizes; `unsaid` where it says nothing.
@@ -62,21 +51,10 @@ Traits traits_of(nbd_handle* nbd) {
 
 }  // namespace
 
-void Peer::Close::operator()(nbd_handle* handle) const noexcept {
-  nbd_close(handle);
-}
-
-Peer::Peer(const std::string& uri) : handle_(nbd_create()) {
+Peer::Peer(const NbdTarget& target) : handle_(connect_nbd(target, true)) {
   nbd_handle* const nbd = handle_.get();
-  if (nbd == nullptr) fail_nbd();
-  check_nbd(nbd_add_meta_context(nbd, LIBNBD_CONTEXT_BASE_ALLOCATION));
-#if LIBNBD_HAVE_NBD_SET_REQUEST_EXTENDED_HEADERS
-  // Requests and replies of other lengths, which our data phase has not.
-  check_nbd(nbd_set_request_extended_headers(nbd, false));
-#endif
-  check_nbd(nbd_connect_uri(nbd, uri.c_str()));
   if (yes(nbd_get_tls_negotiated(nbd)))
-    throw Error(ENOTSUP, uri + ": the connection is encrypted");
+    throw Error(ENOTSUP, "the connection is encrypted");
   traits_ = traits_of(nbd);
   structured_ = yes(nbd_get_structured_replies_negotiated(nbd));
   multi_conn_ = yes(nbd_can_multi_conn(nbd));
@@ -103,18 +81,5 @@ Peer::~Peer() {
 }
 
 void Peer::broken() noexcept { broken_ = true; }
-
-std::vector<Peer> connect(const std::string& uri, unsigned wanted) {
-  std::vector<Peer> peers;
-  peers.reserve(wanted);
-  peers.emplace_back(uri);
-  const Traits& first = peers.front().traits();
-  while (peers.size() < wanted && peers.front().multi_conn()) {
-    const Traits& next = peers.emplace_back(uri).traits();
-    if (next.size != first.size || next.writable != first.writable)
-      throw Error(EIO, uri + ": another connection shows another disk");
-  }
-  return peers;
-}
 
 }  // namespace nbdrados::copy::nbd

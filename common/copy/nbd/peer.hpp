@@ -8,14 +8,9 @@
 #ifndef NBDRADOS_COPY_NBD_PEER_HPP
 #define NBDRADOS_COPY_NBD_PEER_HPP
 
-#include <memory>
-#include <string>
-#include <vector>
-
 #include "copy/endpoint.hpp"
 #include "copy/file_descriptor.hpp"
-
-struct nbd_handle;
+#include "copy/nbd/handshake.hpp"
 
 namespace nbdrados::copy::nbd {
 
@@ -24,7 +19,7 @@ class Peer {
  public:
   /// Connects.  Throws Error with libnbd's message; ENOTSUP where the
   /// connection is encrypted, so that its bytes are not those of NBD.
-  explicit Peer(const std::string& uri);
+  explicit Peer(const NbdTarget& target);
 
   /// A connection that somebody else has made; he says good-bye.
   Peer(FileDescriptor socket, bool structured, const Traits& traits)
@@ -53,11 +48,7 @@ class Peer {
   void broken() noexcept;
 
  private:
-  struct Close {
-    void operator()(nbd_handle* handle) const noexcept;
-  };
-
-  std::unique_ptr<nbd_handle, Close> handle_;
+  NbdHandle handle_;
   FileDescriptor own_;
   bool broken_ = false;
   int socket_ = -1;
@@ -65,12 +56,6 @@ class Peer {
   bool multi_conn_ = false;
   Traits traits_;
 };
-
-/// So many connections as are wanted, or one where the server does not want
-/// more.  `wanted` is at least 1.  Throws Error as Peer does, and where one
-/// connection shows another disk than the first.
-[[nodiscard]] std::vector<Peer> connect(const std::string& uri,
-                                        unsigned wanted);
 
 }  // namespace nbdrados::copy::nbd
 

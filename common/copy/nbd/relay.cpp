@@ -73,8 +73,12 @@ void Relay::extents(std::uint64_t offset, std::uint64_t length,
   if (!source_.has_extents) return done(0, {{offset, length, false, false}});
   next().start({.kind = RelayJob::Kind::extents,
                 .offset = offset,
-                .length = without_payload(length, source_.minimum),
-                .found = std::move(done)});
+                .length = without_payload(span_.cut(length), source_.minimum),
+                .found = [this, done = std::move(done)](
+                             int error, std::vector<Extent> found) {
+                  span_.answered(found.size());
+                  done(error, std::move(found));
+                }});
 }
 
 }  // namespace nbdrados::copy::nbd

@@ -27,6 +27,7 @@
 
 #include "copy/endpoint.hpp"
 #include "copy/nbd/peer.hpp"
+#include "copy/span_of_answers.hpp"
 
 namespace nbdrados::copy::nbd {
 
@@ -91,6 +92,7 @@ class Relay {
   const Traits source_, destination_;
   std::vector<std::unique_ptr<RelayPair>> pairs_;
   std::atomic<std::size_t> next_{0};
+  SpanOfAnswers span_{std::uint64_t{1} << 30};
 };
 
 }  // namespace nbdrados::copy::nbd

@@ -86,8 +86,8 @@ RelayPair::~RelayPair() {
 void RelayPair::start(RelayJob job) {
   // The thread itself looks before it waits.
   const bool own_thread = std::this_thread::get_id() == thread_.get_id();
-  // Also while it wakes: when the job has ended, this may be destroyed, by which
-  // the destructor waits for the mutex.
+  // Also while it wakes: when the job has ended, this may be destroyed, but the
+  // destructor waits for the mutex.
   const std::scoped_lock guard(mutex_);
   const bool wake = new_.empty() && !own_thread;
   new_.push_back(std::move(job));

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "copy/nbd/parts.hpp"
+#include "rados/error.hpp"
 
 namespace nbdrados::copy::nbd {
 
@@ -27,15 +28,39 @@ std::vector<Extent> extents_of(const std::vector<StatusExtent>& status,
   return found;
 }
 
-UringNbdEndpoint::UringNbdEndpoint(const std::string& uri,
-                                   const Options& options)
-    : UringNbdEndpoint(connect(uri, options.connections), options.uring) {}
+UringNbdEndpoint::UringNbdEndpoint(NbdTarget target)
+    : target_(std::move(target)), uring_(true) {
+  add(Peer(target_));
+}
 
 UringNbdEndpoint::UringNbdEndpoint(std::vector<Peer> peers, bool uring)
-    : peers_(std::move(peers)) {
-  for (const Peer& peer : peers_)
-    connections_.push_back(std::make_unique<Connection>(
-        peer.socket(), peer.structured(), uring));
+    : uring_(uring) {
+  for (Peer& peer : peers) add(std::move(peer));
+}
+
+void UringNbdEndpoint::add(Peer peer) {
+  const Peer& added = peers_.emplace_back(std::move(peer));
+  connections_.push_back(std::make_unique<Connection>(
+      added.socket(), added.structured(), uring_));
+}
+
+bool UringNbdEndpoint::can_multi_conn() const noexcept {
+  return target_.command.empty() && peers_.front().multi_conn();
+}
+
+void UringNbdEndpoint::connect_more(std::size_t count) {
+  while (peers_.size() < count) {
+    Peer peer(target_);
+    if (peer.traits().size != traits().size ||
+        peer.traits().writable != traits().writable)
+      throw Error(EIO, "another connection shows another disk");
+    add(std::move(peer));
+  }
+}
+
+std::vector<Peer> UringNbdEndpoint::take_peers() {
+  connections_.clear();
+  return std::move(peers_);
 }
 
 UringNbdEndpoint::~UringNbdEndpoint() {
@@ -52,8 +77,9 @@ const Traits& UringNbdEndpoint::traits() const noexcept {
   return peers_.front().traits();
 }
 
-bool UringNbdEndpoint::uses_uring() const noexcept {
-  return connections_.front()->kind() == SocketIo::Kind::uring;
+const char* UringNbdEndpoint::engine() const noexcept {
+  const bool uring = connections_.front()->kind() == SocketIo::Kind::uring;
+  return uring ? "io_uring" : "poll";
 }
 
 std::string UringNbdEndpoint::failure() const {
@@ -130,12 +156,15 @@ void UringNbdEndpoint::extents(
     std::function<void(int error, std::vector<Extent> found)> done) {
   if (!takes(offset, length)) return done(EINVAL, {});
   if (!traits().has_extents) return done(0, {{offset, length, false, false}});
-  const std::uint32_t n = without_payload(length, traits().minimum);
+  const std::uint32_t n =
+      without_payload(span_.cut(length), traits().minimum);
   start({.command = Command::block_status,
          .offset = offset,
          .length = n,
-         .done = [offset, n, done = std::move(done)](int error, auto& status) {
+         .done = [this, offset, n, done = std::move(done)](int error,
+                                                          auto& status) {
            if (error != 0) return done(error, {});
+           span_.answered(status.size());
            done(0, extents_of(status, offset, n));
          }});
 }

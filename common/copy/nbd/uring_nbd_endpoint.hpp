@@ -13,7 +13,10 @@
 
 #include "copy/endpoint.hpp"
 #include "copy/nbd/connection.hpp"
+#include "copy/nbd/handshake.hpp"
+#include "copy/nbd/nbd_server.hpp"
 #include "copy/nbd/peer.hpp"
+#include "copy/span_of_answers.hpp"
 
 namespace nbdrados::copy::nbd {
 
@@ -24,20 +27,21 @@ namespace nbdrados::copy::nbd {
 /// Errors are those that the server sent, as an errno; when a connection
 /// breaks, all of its requests end with ECONNRESET (the server has gone),
 /// EPROTO (it breaks the protocol) or another errno of sockets.
-class UringNbdEndpoint : public Endpoint {
+class UringNbdEndpoint final : public NbdServer {
  public:
-  struct Options {
-    /// As many as the server wants, and at most so many.  At least 1.
-    unsigned connections = 1;
-    /// By io_uring, if the kernel lets us; else by poll(2).
-    bool uring = true;
-  };
-
-  /// Throws Error: ENOTSUP for an encrypted connection.
-  UringNbdEndpoint(const std::string& uri, const Options& options);
-  /// Takes connections that are there; at least one.
+  /// Opens one connection.  Blocks.  Throws Error: ENOTSUP for an encrypted
+  /// one.  By io_uring, if the kernel lets us; else by poll(2).
+  explicit UringNbdEndpoint(NbdTarget target);
+  /// Takes connections that are there; at least one.  `uring` false: poll(2).
   UringNbdEndpoint(std::vector<Peer> peers, bool uring);
   ~UringNbdEndpoint() override;
+
+  [[nodiscard]] bool can_multi_conn() const noexcept override;
+  void connect_more(std::size_t count) override;
+  [[nodiscard]] const char* engine() const noexcept override;
+  /// Gives the connections away, instead of an operation; then only the
+  /// destructor may be called.
+  [[nodiscard]] std::vector<Peer> take_peers();
 
   [[nodiscard]] const Traits& traits() const noexcept override;
   void read(std::uint64_t offset, std::span<char> to, Done done) override;
@@ -52,19 +56,18 @@ class UringNbdEndpoint : public Endpoint {
 
   void cancel() noexcept override;
 
-  /// Whether io_uring is used.
-  [[nodiscard]] bool uses_uring() const noexcept;
-  [[nodiscard]] std::size_t connections() const noexcept {
-    return connections_.size();
-  }
   /// What is wrong with the first connection that is broken; or nothing.
   [[nodiscard]] std::string failure() const;
 
  private:
+  void add(Peer peer);
   void start(Operation operation);
   [[nodiscard]] bool takes(std::uint64_t offset,
                            std::uint64_t length) const noexcept;
 
+  const NbdTarget target_;
+  const bool uring_;
+  SpanOfAnswers span_{std::uint64_t{1} << 30};
   std::vector<Peer> peers_;
   std::vector<std::unique_ptr<Connection>> connections_;
   std::atomic<std::size_t> next_{0};

@@ -10,6 +10,8 @@
 #include <functional>
 #include <optional>
 #include <span>
+#include <string>
+#include <system_error>
 #include <vector>
 
 namespace nbdrados::copy {
@@ -69,6 +71,10 @@ class Endpoint {
   /// Known before the Done of the read that found it.
   [[nodiscard]] virtual std::optional<std::uint64_t> end() const {
     return std::nullopt;
+  }
+  /// What an errno of its operations says, in a few words.  Any thread.
+  [[nodiscard]] virtual std::string explain(int error) const {
+    return std::generic_category().message(error);
   }
   /// The copy has failed.  What waits for other operations, or for a peer that
   /// may never answer, ends soon with ECANCELED.

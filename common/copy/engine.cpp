@@ -145,8 +145,9 @@ void Engine::fail(const std::string& name, const char* operation,
                   std::uint64_t offset, std::uint64_t length,
                   int code) noexcept {
   try {
+    const Endpoint& side = &name == &source_name_ ? source_ : destination_;
     throw Error(code, name + ": " + operation + " at " +
-                          where(offset, length) + ": " + error_text(code));
+                          where(offset, length) + ": " + side.explain(code));
   } catch (...) {
     fail(std::current_exception());
   }
@@ -196,7 +197,7 @@ void Engine::flush() {
       wait_for([this](Done done) { destination_.flush(std::move(done)); });
   if (error != 0)
     throw Error(error,
-                destination_name_ + ": flush: " + error_text(error));
+                destination_name_ + ": flush: " + destination_.explain(error));
 }
 
 /// What is left where the source's size is no multiple of the destination's

@@ -76,6 +76,10 @@ std::vector<Extent> RadosEndpoint::find_extents(std::uint64_t offset,
   return found;
 }
 
+std::string RadosEndpoint::explain(int error) const {
+  return error_text(error);
+}
+
 void RadosEndpoint::read(std::uint64_t offset, std::span<char> to,
                          Done done) {
   Job job;

@@ -43,6 +43,7 @@ class RadosEndpoint final : public Endpoint {
   void extents(std::uint64_t offset, std::uint64_t length,
                std::function<void(int error, std::vector<Extent> found)> done)
       override;
+  [[nodiscard]] std::string explain(int error) const override;
 
  private:
   /// An operation, which a thread of workers_ carries out.

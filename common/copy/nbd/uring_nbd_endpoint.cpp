@@ -82,6 +82,11 @@ const char* UringNbdEndpoint::engine() const noexcept {
   return uring ? "io_uring" : "poll";
 }
 
+std::string UringNbdEndpoint::explain(int error) const {
+  const std::string why = failure();
+  return Endpoint::explain(error) + (why.empty() ? "" : " (" + why + ")");
+}
+
 std::string UringNbdEndpoint::failure() const {
   for (const auto& connection : connections_)
     if (std::string why = connection->failure(); !why.empty()) return why;

@@ -55,6 +55,8 @@ class UringNbdEndpoint final : public NbdServer {
       override;
 
   void cancel() noexcept override;
+  /// With failure(), if there is one.
+  [[nodiscard]] std::string explain(int error) const override;
 
   /// What is wrong with the first connection that is broken; or nothing.
   [[nodiscard]] std::string failure() const;

@@ -20,6 +20,7 @@
 #include "rados/error.hpp"
 #include "sides.hpp"
 #include "signals.hpp"
+#include "standard_files.hpp"
 
 namespace {
 
@@ -105,14 +106,16 @@ struct Work {
   const Signals& signals;
 };
 
-/// Throws Error.
-void run_engine(const Work& work, Engine& engine) {
+/// `check` throws where what has been done is not enough.  Throws Error.
+template <class Check>
+void run_engine(const Work& work, Engine& engine, Check&& check) {
   Progress progress(engine, work.options);
   try {
     const Announce announce(work.running, engine, progress);
     // One that came before there was an engine.
     if (work.signals.received() != 0) engine.stop();
     engine.run();
+    check();
   } catch (const std::exception& e) {
     progress.finish(e.what());
     throw;
@@ -132,10 +135,11 @@ void verify(const Work& work) {
   Engine comparing(*work.source.endpoint, work.source.name, comparison,
                    work.destination.name, how);
   engine = &comparing;
-  run_engine(work, comparing);
-  if (const auto at = comparison.difference())
-    throw Error(EIO, work.destination.name + ": differs from " +
-                         work.source.name + " at " + std::to_string(*at));
+  run_engine(work, comparing, [&] {
+    if (const auto at = comparison.difference())
+      throw Error(EIO, work.destination.name + ": differs from " +
+                           work.source.name + " at " + std::to_string(*at));
+  });
 }
 
 /// Throws Error.
@@ -159,7 +163,7 @@ void run(const Options& options, Side& source, Side& destination,
   if (options.verify != Options::Verify::only) {
     Engine engine(*source.endpoint, source.name, *destination.endpoint,
                   destination.name, work.how);
-    run_engine(work, engine);
+    run_engine(work, engine, [] {});
   }
   if (options.verify != Options::Verify::no) verify(work);
 }
@@ -217,9 +221,12 @@ int copy_or_complain(const Options& options) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  keep_standard_numbers();
   try {
-    return copy_or_complain(
-        parse_options(std::vector<std::string>(argv + 1, argv + argc)));
+    const Options options =
+        parse_options(std::vector<std::string>(argv + 1, argv + argc));
+    if (options.progress_fd) check_is_open(*options.progress_fd);
+    return copy_or_complain(options);
   } catch (const Information& information) {
     std::fputs(information.text.c_str(), stdout);
     return std::fflush(stdout) == 0 ? EXIT_SUCCESS : EXIT_FAILURE;

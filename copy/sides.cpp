@@ -24,6 +24,7 @@
 #include "copy/stream_endpoint.hpp"
 #include "open/image_config.hpp"
 #include "rados/error.hpp"
+#include "standard_files.hpp"
 
 namespace radoscopy {
 
@@ -52,6 +53,7 @@ std::unique_ptr<Endpoint> open_standard(bool writing) {
   const int number = writing ? STDOUT_FILENO : STDIN_FILENO;
   if (writing && ::isatty(number) == 1)
     throw Error(EINVAL, "refusing to write to a terminal");
+  if (was_closed(number)) fail(EBADF, "-");
   FileDescriptor file(::fcntl(number, F_DUPFD_CLOEXEC, 0));
   struct stat s = {};
   if (!file || ::fstat(file.get(), &s) == -1) fail(errno, "-");
@@ -255,6 +257,9 @@ void open_rados_destination(Side& side, const Options& options,
       if (size == unknown_size)
         throw Error(EINVAL, "--create: the size of the source is not known; "
                             "--create=size=SIZE says it");
+      if (size == 0)
+        throw Error(EINVAL, "--create: the source has 0 bytes, and an image "
+                            "at least 1; --create=size=SIZE makes it larger");
       config.create_options.size = size;
     }
   }

@@ -180,7 +180,9 @@ for engine in splice memory; do
   rm -f "$tmp/writes"
   serve --filter=log --filter=delay memory 1G wdelay=50 logfile="$tmp/writes"
   destination_uri=$served
-  "${radoscopy[@]}" "$sparse" "$source_uri" "$destination_uri" &
+  # A shell starts what is in the background with SIGINT ignored.
+  env --default-signal=INT \
+    "${radoscopy[@]}" "$sparse" "$source_uri" "$destination_uri" &
   copier=$!
   own "$copier"
   wait_until 30 grep -q Write "$tmp/writes"

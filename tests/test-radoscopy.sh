@@ -94,6 +94,8 @@ expect_fail "out.img: differs from disk.img at 70000001" \
 expect_fail "disk.img: differs from out.img at 70000001" \
   "${radoscopy[@]}" --verify=only --no-extents out.img disk.img
 assert_same_bytes kept.img out.img "--verify=only writes nothing"
+assert_eq false "$("${radoscopy[@]}" --json --verify=only disk.img out.img \
+  2>/dev/null | tail -n 1 | jq .complete)" "--json of a difference"
 expect_fail "cannot be read again" "${radoscopy[@]}" --verify disk.img null:
 
 say "the options of nbdcopy, as nbdcopy has them"
@@ -124,6 +126,17 @@ expect_fail "link.img: source and destination are the same" \
 assert_same_bytes odd.img twin.img "a file to itself"
 copy --progress=1 disk.img null: >progress
 assert_eq "0/100 100/100" "$(sed -n '1p;$p' progress | xargs)" "--progress=1"
+expect_fail "progress=6: that is no open" \
+  "${radoscopy[@]}" --progress=6 odd.img twin.img 6>&-
+assert_same_bytes odd.img twin.img "--progress of a closed descriptor"
+# shellcheck disable=SC2016
+expect_fail "-: Bad file" \
+  bash -c '"$@" >&-' bash "${radoscopy[@]}" odd.img -
+# shellcheck disable=SC2016
+expect_fail "-: Bad file" \
+  bash -c '"$@" <&-' bash "${radoscopy[@]}" - out.img
+"${radoscopy[@]}" -p odd.img out.img 2>&-
+assert_same_bytes odd.img out.img "standard error is closed"
 assert_eq 100000003 "$(copy --json disk.img null: | tail -n 1 |
   jq 'select(.complete) | .copied + .zeroed + .skipped')" "--json"
 
@@ -154,6 +167,9 @@ expect_fail "format 2 only" \
   "${radoscopy[@]}" --create odd.img "$(image old "&format=1")"
 expect_fail "size of the source is not known" \
   "${radoscopy[@]}" --create - "$(image unknown)"
+: >empty.img
+expect_fail "source has 0 bytes" \
+  "${radoscopy[@]}" --create empty.img "$(image empty)"
 expect_fail "nothing" "${radoscopy[@]}" "$(image nothing)" out.img
 assert_eq "one piped two" "$(rbd ls rbd | sort | xargs)" "images"
 
@@ -197,21 +213,30 @@ stop_nbdkit
 
 say "copies that are interrupted, killed, or fail"
 # start_slow OPTION...: of 12 MB to a new image, 1 MB a second.
+# A shell starts what is in the background with SIGINT ignored.
 start_slow() {
-  "${radoscopy[@]}" "$@" \
+  "$@" env --default-signal=INT "${radoscopy[@]}" \
     --bwlimit=1M --create data.img "$(image slow)" >slow.log 2>&1 &
   slow=$!
   own "$slow"
   wait_until 10 prints slow.radoscopy rbd ls rbd
 }
-for signal in INT TERM; do
+for signal in INT TERM "TERM TERM"; do
   start_slow
-  kill -s "$signal" "$slow"
-  status=0
+  # As timeout(1) sends it: to the child, and to its group.
+  for one in $signal; do kill -s "$one" "$slow"; done
+  signal=$one status=0
   wait "$slow" || status=$?
   assert_eq $((128 + $(kill -l "$signal"))) "$status" "after SIG$signal"
   assert_no_match slow "$(rbd ls rbd)" "after SIG$signal"
 done
+start_slow env --ignore-signal=HUP
+kill -s HUP "$slow"
+sleep 1
+is_running "$slow" || die "SIGHUP ended a copy under nohup"
+kill "$slow"
+wait "$slow" || :
+assert_no_match slow "$(rbd ls rbd)" "after SIGHUP, ignored, and SIGTERM"
 id_before=$(rados -p rbd ls | grep -c rbd_id)
 start_slow
 id=$(rbd info --format json rbd/slow.radoscopy | jq -r .id)

@@ -174,6 +174,9 @@ void copy(const Options& options, Running& running, const Signals& signals) {
   Side destination = open_destination(options, source);
   try {
     run(options, source, destination, running, signals);
+    if (const int error = destination.endpoint->close(); error != 0)
+      throw Error(error, destination.name + ": close: " +
+                             destination.endpoint->explain(error));
   } catch (...) {
     destination.endpoint.reset();
     if (destination.new_image) {

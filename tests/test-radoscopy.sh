@@ -137,6 +137,11 @@ expect_fail "-: Bad file" \
   bash -c '"$@" <&-' bash "${radoscopy[@]}" - out.img
 "${radoscopy[@]}" -p odd.img out.img 2>&-
 assert_same_bytes odd.img out.img "standard error is closed"
+if strace -o /dev/null true 2>/dev/null; then
+  expect_fail "closed.img: close: Disk quota" \
+    strace -f -o /dev/null -P "$tmp/closed.img" -e inject=close:error=EDQUOT \
+    "${radoscopy[@]}" odd.img "$tmp/closed.img"
+fi
 assert_eq 100000003 "$(copy --json disk.img null: | tail -n 1 |
   jq 'select(.complete) | .copied + .zeroed + .skipped')" "--json"
 

@@ -72,6 +72,9 @@ class Endpoint {
   [[nodiscard]] virtual std::optional<std::uint64_t> end() const {
     return std::nullopt;
   }
+  /// The last call, when all operations have ended: ends what was written.
+  /// Returns 0, or an errno that nobody could know before.
+  [[nodiscard]] virtual int close() noexcept { return 0; }
   /// What an errno of its operations says, in a few words.  Any thread.
   [[nodiscard]] virtual std::string explain(int error) const {
     return std::generic_category().message(error);

@@ -5,6 +5,7 @@
 
 #include <unistd.h>
 
+#include <cerrno>
 #include <utility>
 
 namespace nbdrados::copy {
@@ -22,6 +23,12 @@ class FileDescriptor {
   }
   ~FileDescriptor() {
     if (fd_ != -1) ::close(fd_);
+  }
+  /// Returns 0 or an errno: some file systems say only then that what was
+  /// written has not been stored (close(2)).  Closed it is in any case.
+  [[nodiscard]] int close() noexcept {
+    const int fd = std::exchange(fd_, -1);
+    return fd == -1 || ::close(fd) == 0 ? 0 : errno;
   }
   [[nodiscard]] int get() const noexcept { return fd_; }
   explicit operator bool() const noexcept { return fd_ != -1; }

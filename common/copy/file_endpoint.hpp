@@ -44,6 +44,7 @@ class FileEndpoint final : public Endpoint {
   void extents(std::uint64_t offset, std::uint64_t length,
                std::function<void(int error, std::vector<Extent> found)> done)
       override;
+  [[nodiscard]] int close() noexcept override { return file_.close(); }
 
  private:
   [[nodiscard]] int do_read(std::uint64_t offset, std::span<char> to) const;

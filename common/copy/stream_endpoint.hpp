@@ -40,6 +40,7 @@ class StreamEndpoint final : public Endpoint {
       override;
   [[nodiscard]] std::optional<std::uint64_t> end() const override;
   void cancel() noexcept override;
+  [[nodiscard]] int close() noexcept override { return file_.close(); }
 
  private:
   struct Operation {
@@ -58,7 +59,7 @@ class StreamEndpoint final : public Endpoint {
   [[nodiscard]] int write_all(const char* from, std::uint64_t length);
   [[nodiscard]] int wait_until_ready();
 
-  const FileDescriptor file_;
+  FileDescriptor file_;
   const FileDescriptor wake_;  // an eventfd, for cancel()
   Traits traits_;
 

@@ -103,11 +103,11 @@ assert_eq "0 passed, 0 failed, 0 skipped" "${output##*$'\n'}" "last line"
 [ ! -e "$system" ] || die "a system that is not complete has its name"
 touch "$system.new/left"
 rm "$HOME/fail"
-CI=true NBDRADOS_QUICK=1 RANDOM_OPS="1 2" check_in test-run.sh
+CI=true CXXFLAGS=-O2 NBDRADOS_QUICK=1 RANDOM_OPS="1 2" check_in test-run.sh
 assert_eq 0 "$status" "exit status: $output"
 assert_eq "7 passed, 0 failed, 1 skipped" "${output##*$'\n'}" "last line"
 [ ! -e "$system/left" ] || die "a system that was not complete is used"
-grep -q " CI=true.* NBDRADOS_QUICK=1 RANDOM_OPS=1 2 ./bootstrap check test-run.sh$" \
+grep -q " CI=true CXXFLAGS=-O2 .*NBDRADOS_QUICK=1 RANDOM_OPS=1 2 ./bootstrap check test-run.sh$" \
   "$HOME/ran" || die "what is run in the system: $(cat "$HOME/ran")"
 assert_match "^--variant=minbase --force-check-gpg trixie $system.new \
 http://mirror.example/debian [^ ]+ http://proxy.example:3128$" \

@@ -125,7 +125,10 @@ int FileEndpoint::find_extents(std::uint64_t offset, std::uint64_t length,
   while (offset < end && found.size() < most_extents) {
     off_t next = ::lseek(file_.get(), signed_offset(offset), SEEK_DATA);
     if (next == -1 && errno != ENXIO) return errno;
-    // ENXIO: a hole up to the end.
+    // ENXIO: a hole up to the end; but nothing is known of what is behind the
+    // end since somebody has made the file shorter.
+    if (next == -1 && stat_of(file_.get()).st_size < signed_offset(end))
+      return EIO;
     const bool hole = next == -1 || next != signed_offset(offset);
     if (next == -1)
       next = signed_offset(end);

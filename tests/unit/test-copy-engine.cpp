@@ -13,6 +13,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <cstdio>
 #include <functional>
 #include <map>
 #include <memory>
@@ -27,6 +28,7 @@
 #include "copy/comparison.hpp"
 #include "copy/engine.hpp"
 #include "copy/file_descriptor.hpp"
+#include "copy/file_endpoint.hpp"
 #include "copy/rados_uri.hpp"
 #include "copy/stream_endpoint.hpp"
 #include "copy/walk.hpp"
@@ -288,6 +290,7 @@ class CopyEngineTest : public CPPUNIT_NS::TestFixture {
   CPPUNIT_TEST(comparisons);
   CPPUNIT_TEST(streams);
   CPPUNIT_TEST(broken_stream);
+  CPPUNIT_TEST(shorter_file);
   CPPUNIT_TEST(uris);
   CPPUNIT_TEST_SUITE_END();
 
@@ -806,6 +809,29 @@ class CopyEngineTest : public CPPUNIT_NS::TestFixture {
       CPPUNIT_ASSERT(failure([&] { engine.run(); }, EIO)
                          .starts_with("A: read at "));
     }
+  }
+
+  /// What is behind the end of a file that has become shorter is no hole.
+  void shorter_file() {
+    std::FILE* const made = std::tmpfile();
+    CPPUNIT_ASSERT(made != nullptr);
+    CPPUNIT_ASSERT_EQUAL(0, ::ftruncate(::fileno(made), 1 << 20));
+    FileEndpoint file(FileDescriptor(::dup(::fileno(made))), false);
+    const auto ask = [&](std::vector<Extent>& found) {
+      int result = -1;
+      file.extents(0, 1 << 20, [&](int error, std::vector<Extent> all) {
+        result = error;
+        found = std::move(all);
+      });
+      return result;
+    };
+    std::vector<Extent> found;
+    CPPUNIT_ASSERT_EQUAL(0, ask(found));
+    CPPUNIT_ASSERT_EQUAL(std::size_t{1}, found.size());
+    CPPUNIT_ASSERT(found[0].is_hole && found[0].length == 1 << 20);
+    CPPUNIT_ASSERT_EQUAL(0, ::ftruncate(::fileno(made), 1 << 19));
+    CPPUNIT_ASSERT_EQUAL(EIO, ask(found));
+    (void)std::fclose(made);
   }
 
   void uris() {

@@ -25,10 +25,16 @@ struct BootClock {
 
   static time_point now() noexcept { return time_point(read(CLOCK_BOOTTIME)); }
 
-  /// How long the machine has been suspended since it started.
+  /// How long the machine has been suspended since it started.  What passes
+  /// between the readings of the two clocks is no part of it: a thread may lose
+  /// its processor there, for long on a busy machine.
   static duration suspended() noexcept {
-    const duration awake = read(CLOCK_MONOTONIC);
-    return read(CLOCK_BOOTTIME) - awake;
+    for (;;) {
+      const duration before = read(CLOCK_MONOTONIC);
+      const duration all = read(CLOCK_BOOTTIME);
+      if (read(CLOCK_MONOTONIC) - before < std::chrono::milliseconds(10))
+        return all - before;
+    }
   }
 
  private:

@@ -59,14 +59,26 @@ void HeaderWatch::end() {
 
 bool HeaderWatch::is_ours(std::uint64_t cookie) {
   const std::scoped_lock lock(mutex_);
-  return cookies_.contains(cookie);
+  const auto it = cookies_.find(cookie);
+  return it != cookies_.end() && BootClock::now() < it->second;
+}
+
+std::set<std::uint64_t> HeaderWatch::cookies_now() const {
+  std::set<std::uint64_t> now;
+  if (watch_) now.insert(watch_->cookie());
+  for (const auto& watch : former_) now.insert(watch->cookie());
+  return now;
 }
 
 void HeaderWatch::note_cookies() {
+  constexpr auto no_end = BootClock::time_point::max();
+  const auto now = BootClock::now();
+  const std::set<std::uint64_t> present = cookies_now();
   const std::scoped_lock lock(mutex_);
-  cookies_.clear();
-  if (watch_) cookies_.insert(watch_->cookie());
-  for (const auto& watch : former_) cookies_.insert(watch->cookie());
+  for (auto& [cookie, until] : cookies_)
+    if (until == no_end && !present.contains(cookie)) until = now + named_for;
+  std::erase_if(cookies_, [&](const auto& c) { return c.second <= now; });
+  for (const std::uint64_t cookie : present) cookies_[cookie] = no_end;
 }
 
 }  // namespace nbdrados

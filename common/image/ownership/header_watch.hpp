@@ -5,7 +5,9 @@
 #ifndef NBDRADOS_IMAGE_OWNERSHIP_HEADER_WATCH_HPP
 #define NBDRADOS_IMAGE_OWNERSHIP_HEADER_WATCH_HPP
 
+#include <chrono>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -20,6 +22,10 @@ namespace nbdrados {
 /// For one thread at a time, except for is_ours.
 class HeaderWatch {
  public:
+  /// Longer than an OSD waits for the answers to a notification of ours
+  /// (ExclusiveLock::notify_limit).
+  static constexpr std::chrono::seconds named_for{10};
+
   /// What is given must outlive this.
   HeaderWatch(ImageCore& core, WatchHandler& handler)
       : core_(core), handler_(handler) {}
@@ -50,12 +56,15 @@ class HeaderWatch {
   /// From now on there is none.
   void end();
 
-  /// Whether it is a watch of this image that has this name.  Another image of
-  /// the same client is somebody else.  Thread-safe.
+  /// Whether it is, or was in the last `named_for`, a watch of this image that
+  /// has this name: a notification of ours may come late, and names the watch
+  /// that there was when it was sent.  Another image of the same client is
+  /// somebody else.  Thread-safe.
   [[nodiscard]] bool is_ours(std::uint64_t cookie);
 
  private:
   void note_cookies();
+  [[nodiscard]] std::set<std::uint64_t> cookies_now() const;
 
   ImageCore& core_;
   WatchHandler& handler_;
@@ -65,7 +74,9 @@ class HeaderWatch {
   std::vector<std::unique_ptr<Watch>> former_;
 
   std::mutex mutex_;
-  std::set<std::uint64_t> cookies_;  // guarded by mutex_: of all of these
+  /// Guarded by mutex_: the names of all of these, without end, and of those
+  /// that were, with the time from which they are nobody's.
+  std::map<std::uint64_t, BootClock::time_point> cookies_;
 };
 
 }  // namespace nbdrados

@@ -176,7 +176,7 @@ builds() {
   : >"$HOME/made-here"
   ./bootstrap check "${@:2}" >"$tmp/output" 2>&1 || die "$(cat "$tmp/output")"
   assert_eq "1 passed, 0 failed, 0 skipped" "$(tail -n 1 "$tmp/output")"
-  assert_eq "-j2 -k -C build/check$1" "$(tail -n 1 "$HOME/made-here")" "make"
+  assert_eq "-j$(($(nproc) + 1)) -k -C build/check$1" "$(tail -n 1 "$HOME/made-here")" "make"
   assert_eq "$1 TESTS= CXXFLAGS=-g -O1" \
     "$(tail -n 2 "$HOME/made-here" | sed -n '1s/.*build\/check//p')" "make"
 }
@@ -245,6 +245,31 @@ CCACHE_DIR=$tmp/ccache \
 assert_eq "$((2 * n))" "$(grep -c " CCACHE_DIR=/ccache .*-run.sh$" "$HOME/ran")" \
   "compilers with ccache"
 assert_eq "$n" "$(grep -c " ./bootstrap build test-run.sh$" "$HOME/ran")" "built"
+# They run at the same time, and end when this is stopped.
+cp "$tmp/bin/chroot" "$tmp/chroot"
+stand_in chroot <<'SCRIPT'
+[[ "$*" == *" ./bootstrap check "* ]] || exit 0
+echo "$PPID" >>"$HOME/running"
+while kill -0 "$PPID" 2>/dev/null; do sleep 0.1; done
+SCRIPT
+: >"$HOME/running"
+all_run() { [ "$(wc -l <"$HOME/running")" -eq "$n" ]; }
+none_runs() {
+  local pid
+  while read -r pid; do
+    ! kill -0 "$pid" || return 1
+  done <"$HOME/running"
+}
+./bootstrap check --systems >"$tmp/output" 2>&1 </dev/null &
+stopped=$!
+own "$stopped"
+wait_until 60 all_run
+kill -TERM "$stopped"
+status=0
+wait "$stopped" || status=$?
+assert_eq 130 "$status" "stopped: $(cat "$tmp/output")"
+wait_until 10 none_runs
+cp "$tmp/chroot" "$tmp/bin/chroot"
 # One that cannot be built has failed, one that cannot be made is skipped, or one
 # for which there is no time.
 echo 2 >"$HOME/build-status"

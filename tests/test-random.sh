@@ -12,7 +12,7 @@ source "$(dirname "$0")/functions.sh" || exit 1
 requires_built "$random_ops" "$nbd_expect"
 requires_plugin
 start_ceph
-ops=${RANDOM_OPS:-6000}
+ops=${RANDOM_OPS:-4000}
 
 # hammer MODEL BOUNDARIES MAX-LENGTH: three ways.
 hammer() {

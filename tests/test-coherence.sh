@@ -14,6 +14,7 @@ requires_plugin
 turns=$tests_srcdir/take-turns.py
 start_ceph
 seed=${RANDOM_SEED:-$RANDOM}
+steps=${COHERENCE_STEPS:-200}
 say "seed $seed"
 
 # start_servers IMAGE: two writers, a reader and qemu-nbd; sets `servers`.
@@ -44,7 +45,7 @@ end_servers() {
 say "an image with exclusive lock and object map"
 rbd create --size 16M --object-size 256K rbd/mapped
 start_servers mapped
-/usr/bin/python3 "$turns" --steps 1200 --seed "$seed" "${servers[@]}"
+/usr/bin/python3 "$turns" --steps $((2 * steps)) --seed "$seed" "${servers[@]}"
 end_servers
 check_object_map rbd/mapped
 
@@ -52,7 +53,7 @@ say "an image with exclusive lock only"
 rbd create --size 16M --object-size 64K \
   --image-feature layering,exclusive-lock rbd/locked
 start_servers locked
-/usr/bin/python3 "$turns" --steps 500 --seed "$seed" "${servers[@]}"
+/usr/bin/python3 "$turns" --steps "$steps" --seed "$seed" "${servers[@]}"
 end_servers
 
 say "a clone, striped"
@@ -64,14 +65,14 @@ rbd snap create --no-progress rbd/parent@s
 rbd clone --rbd-default-clone-format 2 --object-size 256K --stripe-unit 16K \
   --stripe-count 3 rbd/parent@s rbd/clone
 start_servers clone
-/usr/bin/python3 "$turns" --adopt --steps 500 --seed "$seed" "${servers[@]}"
+/usr/bin/python3 "$turns" --adopt --steps "$steps" --seed "$seed" "${servers[@]}"
 end_servers
 check_object_map rbd/clone
 
 say "an image without a lock: nothing is kept"
 rbd create --size 16M --object-size 64K --image-feature layering rbd/open
 start_servers open
-/usr/bin/python3 "$turns" --steps 500 --turn 3 --seed "$seed" "${servers[@]}"
+/usr/bin/python3 "$turns" --steps "$steps" --turn 3 --seed "$seed" "${servers[@]}"
 end_servers
 
 say "an object map that is restored with the version of the last one"

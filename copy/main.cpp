@@ -8,16 +8,22 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
-#include <mutex>
+#include <fstream>
+#include <iostream>
+#include <memory>
 #include <string>
-#include <utility>
 #include <vector>
 
+#include "copy/checksum.hpp"
 #include "copy/comparison.hpp"
 #include "copy/engine.hpp"
+#include "copy/rados_endpoint.hpp"
+#include "copy/ranges.hpp"
+#include "json.hpp"
 #include "options.hpp"
 #include "progress.hpp"
 #include "rados/error.hpp"
+#include "running.hpp"
 #include "sides.hpp"
 #include "signals.hpp"
 #include "standard_files.hpp"
@@ -26,13 +32,15 @@ namespace {
 
 using namespace radoscopy;
 using nbdrados::Error;
+using nbdrados::copy::Checksum;
 using nbdrados::copy::Comparison;
+using nbdrados::copy::Digest;
+using nbdrados::copy::Endpoint;
 using nbdrados::copy::Engine;
 using nbdrados::copy::EngineOptions;
-
-void complain(const std::string& text) {
-  std::fprintf(stderr, "radoscopy: %s\n", text.c_str());
-}
+using nbdrados::copy::RadosEndpoint;
+using nbdrados::copy::Range;
+using nbdrados::copy::read_ranges;
 
 EngineOptions engine_options(const Options& options, const Side& source,
                              const Side& destination, const Joined& joined) {
@@ -53,6 +61,7 @@ EngineOptions engine_options(const Options& options, const Side& source,
   o.destination_is_zero = options.destination_is_zero;
   o.flush = options.flush || destination.new_image;
   o.rate = options.bwlimit;
+  o.iops = options.iops_limit;
   o.move = joined.move;
   return o;
 }
@@ -69,58 +78,71 @@ void describe(const Side& side, const char* what) {
                side.engine.empty() ? "" : " engine=", side.engine.c_str());
 }
 
-/// For the handler of signals, while there is a copy.
-struct Running {
-  std::mutex mutex;
-  Engine* engine = nullptr;      // guarded by mutex
-  Progress* progress = nullptr;  // guarded by mutex
-};
+/// Of one that has been copied; bytes.
+std::uint64_t disk_size(const Endpoint& source) {
+  const std::uint64_t size = source.traits().size;
+  return size != nbdrados::copy::unknown_size ? size : source.end().value();
+}
 
-class Announce {
- public:
-  Announce(Running& running, Engine& engine, Progress& progress)
-      : running_(running) {
-    const std::scoped_lock lock(running_.mutex);
-    running_.engine = &engine;
-    running_.progress = &progress;
-  }
-  ~Announce() {
-    const std::scoped_lock lock(running_.mutex);
-    running_.engine = nullptr;
-    running_.progress = nullptr;
-  }
-  Announce(const Announce&) = delete;
-  Announce& operator=(const Announce&) = delete;
+/// A member of an object of JSON.
+std::string json_of(const std::vector<Digest>& digests) {
+  std::string text;
+  for (const Digest& d : digests)
+    text += (text.empty() ? "" : ", ") + json_string(d.name) + ": " +
+            json_string(d.hex);
+  return ", \"checksums\": {" + text + "}";
+}
 
- private:
-  Running& running_;
+/// On the standard output, if that is not the destination.
+void print(const std::vector<Digest>& digests, const Options& options) {
+  if (options.json) return;
+  std::FILE* const to = options.destination.text == "-" ? stderr : stdout;
+  for (const Digest& d : digests)
+    std::fprintf(to, "%s  %s  %s\n", d.name.c_str(), d.hex.c_str(),
+                 options.source.text.c_str());
+  if (std::fflush(to) != 0 && !digests.empty())
+    nbdrados::fail(errno, "cannot print the checksum");
+}
+
+/// One run of the program.
+struct Task {
+  const Options& options;
+  Running& running;
+  const Signals& signals;
+  const char* phase = "open";  // for --json; null: a failure is told already
+  std::vector<Range> ranges = {};
+  std::unique_ptr<Checksum> checksum = {};
+  std::vector<Digest> digests = {};  // when they are complete
 };
 
 /// What belongs together while there is a copy.
 struct Work {
-  const Options& options;
+  Task& task;
   Side& source;
   Side& destination;
   EngineOptions how;
-  Running& running;
-  const Signals& signals;
 };
 
 /// `check` throws where what has been done is not enough.  Throws Error.
 template <class Check>
-void run_engine(const Work& work, Engine& engine, Check&& check) {
-  Progress progress(engine, work.options);
+void run_engine(const Work& work, const char* operation, Checksum* checksum,
+                Engine& engine, Check&& check) {
+  Task& task = work.task;
+  Progress progress(operation, engine, task.options);
+  task.phase = nullptr;
   try {
-    const Announce announce(work.running, engine, progress);
+    const Running::Announce announce(task.running, engine, progress);
     // One that came before there was an engine.
-    if (work.signals.received() != 0) engine.stop();
+    if (task.signals.received() != 0) engine.stop();
     engine.run();
     check();
+    if (checksum != nullptr)
+      task.digests = checksum->finish(disk_size(*work.source.endpoint));
   } catch (const std::exception& e) {
     progress.finish(e.what());
     throw;
   }
-  progress.finish("");
+  progress.finish("", checksum != nullptr ? json_of(task.digests) : "");
 }
 
 /// Throws Error.
@@ -132,86 +154,133 @@ void verify(const Work& work) {
   how.flush = how.allocated = how.destination_is_zero = false;
   how.sparse = 0;
   how.most_zeros = how.request_size;
+  // After a copy it is known.
+  if (work.task.options.verify != Options::Verify::only)
+    how.checksum = nullptr;
   Engine comparing(*work.source.endpoint, work.source.name, comparison,
                    work.destination.name, how);
   engine = &comparing;
-  run_engine(work, comparing, [&] {
+  run_engine(work, "verify", how.checksum, comparing, [&] {
     if (const auto at = comparison.difference())
       throw Error(EIO, work.destination.name + ": differs from " +
                            work.source.name + " at " + std::to_string(*at));
   });
 }
 
+void describe(const Work& work, unsigned connections) {
+  describe(work.source, "source");
+  describe(work.destination, "destination");
+  std::fprintf(stderr,
+               "radoscopy: connections=%u requests=%zu request-size=%llu "
+               "queue-size=%llu\n",
+               connections, work.how.requests,
+               static_cast<unsigned long long>(work.how.request_size),
+               static_cast<unsigned long long>(work.how.queue_size));
+}
+
 /// Throws Error.
-void run(const Options& options, Side& source, Side& destination,
-         Running& running, const Signals& signals) {
+void run(Task& task, Side& source, Side& destination) {
+  const Options& options = task.options;
   const Joined joined = join(options, source, destination);
-  const Work work{
-      options, source, destination,
-      engine_options(options, source, destination, joined),
-      running, signals};
-  if (options.verbose) {
-    describe(source, "source");
-    describe(destination, "destination");
-    std::fprintf(stderr,
-                 "radoscopy: connections=%u requests=%zu request-size=%llu "
-                 "queue-size=%llu\n",
-                 joined.connections, work.how.requests,
-                 static_cast<unsigned long long>(work.how.request_size),
-                 static_cast<unsigned long long>(work.how.queue_size));
-  }
+  Work work{task, source, destination,
+            engine_options(options, source, destination, joined)};
+  work.how.checksum = task.checksum.get();
+  if (!task.ranges.empty()) work.how.ranges = &task.ranges;
+  if (options.verbose) describe(work, joined.connections);
   if (options.verify != Options::Verify::only) {
     Engine engine(*source.endpoint, source.name, *destination.endpoint,
                   destination.name, work.how);
-    run_engine(work, engine, [] {});
+    run_engine(work, "copy", work.how.checksum, engine, [] {});
   }
   if (options.verify != Options::Verify::no) verify(work);
 }
 
-/// Copies, and ends both sides.  Throws Error.
-void copy(const Options& options, Running& running, const Signals& signals) {
-  Side source = open_source(options);
-  Side destination = open_destination(options, source);
+/// What is left of a copy that ends too early; `destination` must outlive it.
+Leftover leftover_of(const Side& destination) {
+  return {destination.new_image->name(),
+          [&destination] {
+            auto* const rados =
+                dynamic_cast<RadosEndpoint*>(destination.endpoint.get());
+            return rados != nullptr && rados->is_idle();
+          },
+          [image = destination.new_image] { image->discard(); }};
+}
+
+/// Removes what is left of a copy that has failed.
+void discard(Side& destination, Running& running) {
+  // Nobody else does it.
+  const bool is_left = !running.take().empty();
+  destination.endpoint.reset();
+  if (!is_left) return;
+  running.note(destination.new_image->name() +
+               " is left, which `rbd rm` removes: removing it takes too long");
   try {
-    run(options, source, destination, running, signals);
+    destination.new_image->discard([&running] { running.tick(); });
+  } catch (const Error& e) {
+    complain(e.what());
+  }
+  running.note("");
+}
+
+/// What needs neither side.  Throws Error.
+void prepare(Task& task) {
+  const Options& options = task.options;
+  if (!options.checksum.empty())
+    task.checksum =
+        std::make_unique<Checksum>(options.checksum, options.synchronous);
+  if (options.ranges == "-") {
+    task.ranges = read_ranges(std::cin, "--ranges=-");
+  } else if (!options.ranges.empty()) {
+    std::ifstream file(options.ranges);
+    if (!file) nbdrados::fail(errno, options.ranges);
+    task.ranges = read_ranges(file, options.ranges);
+  }
+}
+
+/// Copies, and ends both sides.  Throws Error.
+void copy(Task& task) {
+  const Options& options = task.options;
+  prepare(task);
+  Side source = open_source(options);
+  if (task.signals.received() != 0) throw Error(ECANCELED, "stopped");
+  Side destination = open_destination(options, source, task.running);
+  if (destination.new_image) task.running.keep(leftover_of(destination));
+  task.running.note("");
+  try {
+    run(task, source, destination);
+    task.phase = "close";
     if (const int error = destination.endpoint->close(); error != 0)
       throw Error(error, destination.name + ": close: " +
                              destination.endpoint->explain(error));
   } catch (...) {
-    destination.endpoint.reset();
-    if (destination.new_image) {
-      try {
-        destination.new_image->discard();
-      } catch (const Error& e) {
-        complain(e.what());
-      }
-    }
+    discard(destination, task.running);
     throw;
   }
+  (void)task.running.take();
   destination.endpoint.reset();
-  if (destination.new_image) destination.new_image->publish();
+  if (!destination.new_image) return;
+  task.running.note("the copy is complete, but perhaps still called " +
+                    destination.new_image->name());
+  destination.new_image->publish();
 }
 
 /// The exit status.
 int copy_or_complain(const Options& options) {
-  Running running;
+  Running running(options.json);
   int signal_number = 0;
   int status = EXIT_FAILURE;
   {
-    const auto stop = [&running] {
-      const std::scoped_lock lock(running.mutex);
-      if (running.engine != nullptr) running.engine->stop();
-    };
-    const auto report = [&running] {
-      const std::scoped_lock lock(running.mutex);
-      if (running.progress != nullptr) complain(running.progress->line());
-    };
-    const Signals signals(stop, report);
+    const Signals signals([&] { running.stop(); }, [&] { running.report(); },
+                          [&](int number) { running.end_if_stuck(number); });
+    Task task{options, running, signals};
     try {
-      copy(options, running, signals);
+      copy(task);
+      print(task.digests, options);
       status = EXIT_SUCCESS;
     } catch (const std::exception& e) {
       if (signals.received() == 0) complain(e.what());
+      if (options.json && task.phase != nullptr)
+        print_json_end(task.phase, e.what());
     }
     signal_number = signals.received();
   }

@@ -4,12 +4,15 @@
 
 #include <getopt.h>
 
+#include <algorithm>
 #include <bit>
+#include <cctype>
 #include <charconv>
 #include <climits>
 #include <cstddef>
 #include <limits>
 #include <string_view>
+#include <utility>
 
 #include "nbdkit/parameters.hpp"
 
@@ -27,14 +30,17 @@ enum LongOption : int {
   short_options_option,
   allocated_option,
   bwlimit_option,
+  checksum_option,
   create_option,
   zero_option,
   flush_option,
   in_place_option,
+  iops_limit_option,
   json_option,
   no_extents_option,
   no_snapshot_option,
   queue_size_option,
+  ranges_option,
   request_size_option,
   synchronous_option,
   verify_option,
@@ -47,16 +53,19 @@ constexpr struct option long_options[] = {
     {"short-options", no_argument, nullptr, short_options_option},
     {"allocated", no_argument, nullptr, allocated_option},
     {"bwlimit", required_argument, nullptr, bwlimit_option},
+    {"checksum", required_argument, nullptr, checksum_option},
     {"connections", required_argument, nullptr, 'C'},
     {"create", optional_argument, nullptr, create_option},
     {"destination-is-zero", no_argument, nullptr, zero_option},
     {"flush", no_argument, nullptr, flush_option},
     {"in-place", no_argument, nullptr, in_place_option},
+    {"iops-limit", required_argument, nullptr, iops_limit_option},
     {"json", no_argument, nullptr, json_option},
     {"no-extents", no_argument, nullptr, no_extents_option},
     {"no-snapshot", no_argument, nullptr, no_snapshot_option},
     {"progress", optional_argument, nullptr, 'p'},
     {"queue-size", required_argument, nullptr, queue_size_option},
+    {"ranges", required_argument, nullptr, ranges_option},
     {"request-size", required_argument, nullptr, request_size_option},
     {"requests", required_argument, nullptr, 'R'},
     {"sparse", required_argument, nullptr, 'S'},
@@ -156,6 +165,26 @@ void set_verify(Options& options, const char* value) {
       value != nullptr ? Options::Verify::only : Options::Verify::after;
 }
 
+void set_checksum(Options& options, std::string_view value) {
+  options.checksum.clear();
+  while (true) {
+    const auto end = std::min(value.find(','), value.size());
+    std::string name(value.substr(0, end));
+    for (char& c : name)
+      c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+    if (name.empty() || std::ranges::count(options.checksum, name) != 0)
+      bad("--checksum: each algorithm once, with commas in between");
+    options.checksum.push_back(std::move(name));
+    if (end == value.size()) return;
+    value.remove_prefix(end + 1);
+  }
+}
+
+void set_ranges(Options& options, const char* value) {
+  if (*value == '\0') bad("--ranges: the name of a file is missing");
+  options.ranges = value;
+}
+
 void set_sizes(Options& options, int option, const std::string& value) {
   switch (option) {
     case bwlimit_option:
@@ -185,15 +214,20 @@ void set(Options& options, int option, const char* value) {
     case short_options_option: throw Information{list_short_options()};
     case 'V': throw Information{"radoscopy " PACKAGE_VERSION "\n"};
     case allocated_option: options.allocated = true; break;
+    case checksum_option: set_checksum(options, value); break;
     case create_option:
       options.create = value != nullptr ? value : "";
       break;
     case zero_option: options.destination_is_zero = true; break;
     case flush_option: options.flush = true; break;
     case in_place_option: options.in_place = true; break;
+    case iops_limit_option:
+      options.iops_limit = count_of("--iops-limit", value, 1);
+      break;
     case json_option: options.json = true; break;
     case no_extents_option: options.extents = false; break;
     case no_snapshot_option: break;  // none is taken
+    case ranges_option: set_ranges(options, value); break;
     case synchronous_option: options.synchronous = true; break;
     case verify_option: set_verify(options, value); break;
     case 'p': set_progress(options, value); break;
@@ -266,6 +300,10 @@ void check(const Options& options) {
   if (to_rados && !options.create && !options.in_place && !only)
     bad(options.destination.text +
         ": --create makes the image, --in-place writes into one that exists");
+  if (!options.ranges.empty() && !options.checksum.empty())
+    bad("--checksum is of a whole disk, not of --ranges");
+  if (options.ranges == "-" && options.source.text == "-")
+    bad("--ranges=-: the standard input is the source");
   if (options.json && options.destination.text == "-")
     bad("--json: the standard output is the destination");
 }
@@ -277,12 +315,13 @@ std::string usage() {
       "\n"
       "Copy disks between RADOS, NBD and files:\n"
       "\n"
-      "    radoscopy [--allocated] [--bwlimit=RATE] [-C N|--connections=N]\n"
+      "    radoscopy [--allocated] [--bwlimit=RATE]\n"
+      "              [--checksum=ALGORITHM,...] [-C N|--connections=N]\n"
       "              [--create[=OPTIONS]|--in-place]\n"
       "              [--destination-is-zero|--target-is-zero] [--flush]\n"
-      "              [--json] [--no-extents] [--no-snapshot]\n"
+      "              [--iops-limit=N] [--json] [--no-extents] [--no-snapshot]\n"
       "              [-p|--progress|--progress=FD] [--queue-size=N]\n"
-      "              [--request-size=N] [-R N|--requests=N]\n"
+      "              [--ranges=FILE|-] [--request-size=N] [-R N|--requests=N]\n"
       "              [-S N|--sparse=N] [--synchronous] [-T N|--threads=N]\n"
       "              [-v|--verbose] [--verify[=only]]\n"
       "              SOURCE DESTINATION\n"

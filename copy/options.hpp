@@ -45,6 +45,9 @@ struct Options {
   enum class Verify : std::uint8_t { no, after, only };
   Verify verify = Verify::no;
   std::uint64_t bwlimit = 0;  ///< bytes a second; 0: none
+  std::uint64_t iops_limit = 0;  ///< requests a second; 0: none
+  std::vector<std::string> checksum;  ///< algorithms
+  std::string ranges;  ///< file, "-", or "": the whole disk
 };
 
 /// What is printed instead of a copy.

@@ -8,6 +8,9 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <utility>
+
+#include "json.hpp"
 
 namespace radoscopy {
 
@@ -46,25 +49,6 @@ std::string human_time(double seconds) {
   return text;
 }
 
-/// As a string of JSON.
-std::string quoted(const std::string& text) {
-  std::string out = "\"";
-  for (const char c : text) {
-    if (c == '"' || c == '\\') {
-      out += '\\';
-      out += c;
-    } else if (static_cast<unsigned char>(c) < 0x20) {
-      char code[8];
-      std::snprintf(code, sizeof code, "\\u%04x",
-                    static_cast<unsigned>(static_cast<unsigned char>(c)));
-      out += code;
-    } else {
-      out += c;
-    }
-  }
-  return out + '"';
-}
-
 void write_all(int fd, const std::string& text) {
   for (std::size_t at = 0; at < text.size();) {
     const ssize_t n = ::write(fd, text.data() + at, text.size() - at);
@@ -76,9 +60,17 @@ void write_all(int fd, const std::string& text) {
 
 }  // namespace
 
-Progress::Progress(const nbdrados::copy::Engine& engine,
+void print_json_end(const std::string& operation, const std::string& error) {
+  write_all(STDOUT_FILENO, "{\"operation\": " + json_string(operation) +
+                               ", \"complete\": false, \"error\": " +
+                               json_string(error) + "}\n");
+}
+
+Progress::Progress(std::string operation,
+                   const nbdrados::copy::Engine& engine,
                    const Options& options)
-    : engine_(engine),
+    : operation_(std::move(operation)),
+      engine_(engine),
       options_(options),
       begin_(std::chrono::steady_clock::now()) {
   if (!options_.progress && !options_.json) return;
@@ -132,20 +124,21 @@ void Progress::show_bar() const {
   write_all(STDERR_FILENO, begin + bar + "] " + line() + "\033[K");
 }
 
-void Progress::show_json(const char* more) const {
+void Progress::show_json(const std::string& more) const {
   const auto& counts = engine_.counts();
   char text[512];
   const std::uint64_t size = engine_.size();
   const std::string of_all =
       size == unknown_size ? "null" : std::to_string(size);
   std::snprintf(text, sizeof text,
-                "{\"seconds\": %.3f, \"size\": %s, \"copied\": %llu, "
+                "{\"operation\": \"%s\", \"seconds\": %.3f, "
+                "\"size\": %s, \"copied\": %llu, "
                 "\"zeroed\": %llu, \"skipped\": %llu",
-                seconds(), of_all.c_str(),
+                operation_.c_str(), seconds(), of_all.c_str(),
                 static_cast<unsigned long long>(counts.copied),
                 static_cast<unsigned long long>(counts.zeroed),
                 static_cast<unsigned long long>(counts.skipped));
-  write_all(STDOUT_FILENO, std::string(text) + more + "}\n");
+  write_all(STDOUT_FILENO, text + more + "}\n");
 }
 
 void Progress::show(bool with_json) {
@@ -170,7 +163,7 @@ void Progress::work() {
   }
 }
 
-void Progress::finish(const std::string& error) {
+void Progress::finish(const std::string& error, const std::string& more) {
   if (!thread_.joinable()) return;
   {
     const std::scoped_lock lock(mutex_);
@@ -185,10 +178,9 @@ void Progress::finish(const std::string& error) {
     write_all(STDERR_FILENO, "\n");
   }
   if (options_.json)
-    show_json(error.empty()
-                  ? ", \"complete\": true"
-                  : (", \"complete\": false, \"error\": " + quoted(error))
-                        .c_str());
+    show_json(error.empty() ? more + ", \"complete\": true"
+                            : ", \"complete\": false, \"error\": " +
+                                  json_string(error));
 }
 
 }  // namespace radoscopy

@@ -74,12 +74,12 @@ std::unique_ptr<Endpoint> open_source_file(const std::string& name) {
 }
 
 /// A device is not to become a file by accident, so it is not made first.
-FileDescriptor open_or_make(const std::string& name) {
+FileDescriptor open_or_make(const std::string& name, bool may_make) {
   struct stat s = {};
   const bool exists = ::stat(name.c_str(), &s) == 0;
   const bool stream = exists && !has_offsets(s.st_mode);
   int flags = (stream ? O_WRONLY : O_RDWR) | O_CLOEXEC;
-  if (!exists) flags |= O_CREAT | O_EXCL;
+  if (!exists && may_make) flags |= O_CREAT | O_EXCL;
   FileDescriptor file(::open(name.c_str(), flags, 0666));
   if (!file && exists && errno == EACCES)
     file = FileDescriptor(::open(name.c_str(), O_WRONLY | O_CLOEXEC));
@@ -87,30 +87,32 @@ FileDescriptor open_or_make(const std::string& name) {
   return file;
 }
 
-/// What was in a regular file is lost.
-void make_empty(FileEndpoint& file, const Endpoint& source,
-                const std::string& name) {
+void check_other(const FileEndpoint& file, const Endpoint& source,
+                 const std::string& name) {
   const auto* const from = dynamic_cast<const FileEndpoint*>(&source);
   if (from != nullptr && from->is_same(file))
     throw Error(EINVAL, name + ": source and destination are the same");
-  if (file.is_regular()) file.make_empty(source.traits().size);
 }
 
+/// What was in a regular file is lost, but for `ranges`, whose ends it has.
 std::unique_ptr<Endpoint> open_destination_file(const std::string& name,
-                                                const Endpoint& source) {
+                                                const Endpoint& source,
+                                                bool ranges) {
   std::unique_ptr<Endpoint> opened;
   if (name == "-") {
     opened = open_standard(true);
   } else {
-    FileDescriptor file = open_or_make(name);
+    FileDescriptor file = open_or_make(name, !ranges);
     struct stat s = {};
     if (::fstat(file.get(), &s) == -1) fail(errno, name);
     if (!has_offsets(s.st_mode))
       return std::make_unique<StreamEndpoint>(std::move(file), true);
     opened = std::make_unique<FileEndpoint>(std::move(file), true);
   }
-  if (auto* const file = dynamic_cast<FileEndpoint*>(opened.get()))
-    make_empty(*file, source, name);
+  if (auto* const file = dynamic_cast<FileEndpoint*>(opened.get())) {
+    check_other(*file, source, name);
+    if (file->is_regular() && !ranges) file->make_empty(source.traits().size);
+  }
   return opened;
 }
 
@@ -147,8 +149,10 @@ void open_nbd(Side& side, const Target& target, const Options& options) {
 bool may_relay(const Options& options, const Endpoint& source,
                const Endpoint& destination) {
   return (options.sparse == 0 || options.allocated) &&
-         options.verify == Options::Verify::no &&
-         source.traits().size % destination.traits().minimum == 0;
+         options.verify == Options::Verify::no && options.checksum.empty() &&
+         options.ranges.empty() &&
+         source.traits().size % destination.traits().minimum == 0 &&
+         source.traits().size % source.traits().minimum == 0;
 }
 
 /// None: it cannot be.
@@ -243,10 +247,19 @@ void open_rados_source(Side& side, const Options& options,
             endpoint_options(opening, options));
 }
 
+/// `config` by value: its image is taken apart.
+void check_new_name(ImageConfig config) {
+  config.check_image();
+  if (!config.snapshot.empty() || !config.since.empty())
+    throw Error(EINVAL, "--create makes an image, which has no snapshots, so "
+                        "its name has no '@'");
+}
+
 void open_rados_destination(Side& side, const Options& options,
-                            std::uint64_t size) {
+                            std::uint64_t size, Running& running) {
   ImageConfig config = parse_rados_uri(options.destination.text);
   if (options.create) {
+    check_new_name(config);
     parse_create_options(*options.create, config);
     if (config.format != FormatChoice::automatic &&
         config.format != FormatChoice::format2)
@@ -269,7 +282,9 @@ void open_rados_destination(Side& side, const Options& options,
     use_image(side, open_existing(opening, true), std::move(how));
     return;
   }
-  side.new_image = std::make_unique<NewImage>(opening.cluster, opening.config,
+  running.note(NewImage::name(opening.config) +
+               " may be left, which `rbd rm` removes");
+  side.new_image = std::make_shared<NewImage>(opening.cluster, opening.config,
                                               opening.host);
   how.is_new = true;
   use_image(side, side.new_image->image(), std::move(how));
@@ -333,7 +348,8 @@ Side open_source(const Options& options) {
   return side;
 }
 
-Side open_destination(const Options& options, Side& source) {
+Side open_destination(const Options& options, Side& source,
+                      Running& running) {
   if (options.verify == Options::Verify::only) {
     Side side = open_to_read(options, options.destination);
     check_verify(options, side);
@@ -344,7 +360,8 @@ Side open_destination(const Options& options, Side& source) {
   naming(side, [&] {
     switch (options.destination.kind) {
       case Target::Kind::rados:
-        open_rados_destination(side, options, source.endpoint->traits().size);
+        open_rados_destination(side, options, source.endpoint->traits().size,
+                               running);
         break;
       case Target::Kind::nbd:
       case Target::Kind::command:
@@ -355,7 +372,8 @@ Side open_destination(const Options& options, Side& source) {
         break;
       case Target::Kind::file:
         side.endpoint = open_destination_file(options.destination.text,
-                                              *source.endpoint);
+                                              *source.endpoint,
+                                              !options.ranges.empty());
     }
   });
   check_verify(options, side);

@@ -14,6 +14,7 @@
 #include "copy/engine.hpp"
 #include "copy/new_image.hpp"
 #include "options.hpp"
+#include "running.hpp"
 
 namespace radoscopy {
 
@@ -22,7 +23,7 @@ struct Side {
   std::string name;  ///< for messages
   /// Of a destination that was made for this copy: its end is to be told to it
   /// when the endpoint has gone.
-  std::unique_ptr<nbdrados::copy::NewImage> new_image;
+  std::shared_ptr<nbdrados::copy::NewImage> new_image;
   std::unique_ptr<nbdrados::copy::Endpoint> endpoint;
   /// Of an NBD server: what does its data phase.
   std::string engine;
@@ -32,7 +33,8 @@ struct Side {
 
 /// Both throw Error whose text names the side.
 [[nodiscard]] Side open_source(const Options& options);
-[[nodiscard]] Side open_destination(const Options& options, Side& source);
+[[nodiscard]] Side open_destination(const Options& options, Side& source,
+                                    Running& running);
 
 /// What both sides together make possible.
 struct Joined {

@@ -3,6 +3,7 @@
 #include "signals.hpp"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <time.h>
 #include <unistd.h>
@@ -28,6 +29,8 @@ static_assert(std::atomic<long>::is_always_lock_free);
 /// Signals that come together are one: timeout(1) sends its signal to its child
 /// and then to the group, a session that ends SIGHUP from several sides.
 constexpr long second_signal_after = 2;  // seconds
+
+constexpr int check_interval = 100;  // milliseconds
 
 constexpr char at_once[] =
     "radoscopy: ended at once; see IMAGE.radoscopy in radoscopy(1) for what "
@@ -68,8 +71,11 @@ void handle(int number, void (*handler)(int)) {
 
 }  // namespace
 
-Signals::Signals(std::function<void()> stop, std::function<void()> report)
-    : stop_(std::move(stop)), report_(std::move(report)) {
+Signals::Signals(std::function<void()> stop, std::function<void()> report,
+                 std::function<void(int)> check)
+    : stop_(std::move(stop)),
+      report_(std::move(report)),
+      check_(std::move(check)) {
   if (::pipe2(pipe_ends, O_CLOEXEC) == -1) nbdrados::fail(errno, "pipe");
   thread_ = std::thread([this] { work(); });
   for (const int number : ending)
@@ -89,8 +95,19 @@ Signals::~Signals() {
   ::close(std::exchange(pipe_ends[0], -1));
 }
 
+/// For the next signal; false: it is time to check.
+bool Signals::wait() const {
+  struct pollfd fd = {pipe_ends[0], POLLIN, 0};
+  const int limit = received_ == 0 ? -1 : check_interval;
+  return ::poll(&fd, 1, limit) != 0;
+}
+
 void Signals::work() {
   for (;;) {
+    if (!wait()) {
+      check_(received_);
+      continue;
+    }
     unsigned char number = 0;
     const ssize_t n = ::read(pipe_ends[0], &number, 1);
     if (n == -1 && errno == EINTR) continue;
@@ -98,8 +115,7 @@ void Signals::work() {
     if (number == SIGUSR1) {
       report_();
     } else {
-      received_ = number;
-      stop_();
+      if (received_.exchange(number) == 0) stop_();
     }
   }
 }

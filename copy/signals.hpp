@@ -15,8 +15,10 @@ namespace radoscopy {
 /// One at a time.  Servers that are started meanwhile have the usual handlers.
 class Signals {
  public:
-  /// Both are called by a thread of this.
-  Signals(std::function<void()> stop, std::function<void()> report);
+  /// All are called by a thread of this.  `check`, with the signal's number, is
+  /// called ten times a second after stop.
+  Signals(std::function<void()> stop, std::function<void()> report,
+          std::function<void(int)> check);
   ~Signals();
   Signals(const Signals&) = delete;
   Signals& operator=(const Signals&) = delete;
@@ -26,9 +28,11 @@ class Signals {
 
  private:
   void work();
+  [[nodiscard]] bool wait() const;
 
   const std::function<void()> stop_;
   const std::function<void()> report_;
+  const std::function<void(int)> check_;
   std::atomic<int> received_{0};
   std::thread thread_;
 };

@@ -7,7 +7,7 @@
 # io_uring.  By splice and through memory.  Needs no Ceph.
 
 source "$(dirname "$0")/functions.sh" || exit 1
-requires_program nbdkit qemu-nbd qemu-img jq
+requires_program nbdkit qemu-nbd qemu-img jq python3
 requires nbdkit --filter=blocksize-policy --filter=delay --filter=log \
   --filter=nozero memory --version
 requires nbdkit eval --version
@@ -132,12 +132,25 @@ for engine in splice memory; do
   copies --verbose
   by "(io_uring|poll) (io_uring|poll)"
   cmp -n "$size" "$tmp/disk" "$tmp/old" || die "$engine: the last block"
-  # The disk's size is not in its own server's blocks.
+  # The disk's size is not in its own server's blocks: block status is asked for
+  # in whole blocks, and the rest is for the server to give or to refuse.
   serve --filter=blocksize-policy file "$tmp/disk" blocksize-minimum=512 \
     blocksize-error-policy=error
   source_uri=$served
-  fails "(read|block status) at [0-9]+\+[0-9]+: Invalid argument"
+  fails "read at [0-9]+\+[0-9]+: Invalid argument"
   drop_nbdkit
+  serve --filter=log --filter=blocksize-policy file "$tmp/disk" \
+    blocksize-minimum=512 logfile="$tmp/asked"
+  source_uri=$served
+  copies
+  cmp -n "$size" "$tmp/disk" "$tmp/old" || die "$engine: odd size"
+  grep -q "Extents" "$tmp/asked" || die "no block status"
+  awk '/ Extents / && /id=/ {
+    for (i = 1; i <= NF; i++)
+      if ($i ~ /^(offset|count)=/ && strtonum(substr($i, index($i, "=") + 1)) % 512)
+        { print; bad = 1 } } END { exit bad }' "$tmp/asked" ||
+    die "$engine: block status is not asked in blocks"
+  stop_nbdkit
 
   # A destination without zeroing, which nbdkit would do by writing.
   from "$tmp/disk"
@@ -230,6 +243,158 @@ if strace -o /dev/null true 2>/dev/null; then
   by "poll poll"
   assert_same_bytes "$tmp/disk" "$tmp/copy" "poll"
 fi
+stop_nbdkit
+
+say "signals where nothing happens"
+# start_copy WORD...: in the background, where a shell has SIGINT ignored.
+start_copy() {
+  env --default-signal=INT "${radoscopy[@]}" "$@" &
+  copier=$!
+  own "$copier"
+}
+# is_stuck WHAT: SIGINT ends it all the same.  (2 seconds, and the machine's.)
+ends_soon() {
+  local begin status=0
+  sleep 0.3
+  is_running "$copier" || die "$1: it did not wait"
+  begin=$(date +%s%N)
+  kill -INT "$copier"
+  wait "$copier" || status=$?
+  assert_eq 130 "$status" "$1: after SIGINT"
+  [ $((($(date +%s%N) - begin) / 1000000)) -le 4000 ] ||
+    die "$1: SIGINT needed long"
+}
+mkfifo "$tmp/fifo"
+start_copy --json "$tmp/fifo" null: >"$tmp/copy.out"
+ends_soon "a pipe without a writer"
+assert_eq false "$(jq .complete "$tmp/copy.out")" "--json of what is stuck"
+start_copy "$tmp/disk" "$tmp/fifo"
+ends_soon "a pipe without a reader"
+python3 -c 'import socket, sys, time
+s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen()
+time.sleep(60)' "$tmp/silent.sock" &
+own $!
+wait_until 10 test -S "$tmp/silent.sock"
+start_copy "nbd+unix:///?socket=$tmp/silent.sock" null:
+ends_soon "a server that says nothing"
+exec 7<>"$tmp/fifo"
+start_copy "$tmp/disk" - >"$tmp/fifo"
+ends_soon "a pipe that nobody reads"
+# An error of the other side does not wait for it, either.
+serve eval get_size="echo $size" pread='
+  [ $4 -lt 8000000 ] || { sleep 1; echo EIO no luck >&2; exit 1; }
+  head -c $3 /dev/urandom'
+(timeout 20 "${radoscopy[@]}" "$served" - || echo "status $?" >&2) \
+  2>"$tmp/copy.err" >"$tmp/fifo"
+assert_match "Input/output error.*status 1" "$(xargs <"$tmp/copy.err")"
+exec 7>&-
+drop_nbdkit
+start_copy --bwlimit=1M -- [ nbdkit -P "$tmp/stopped.pid" file "$tmp/disk" ] \
+  null:
+wait_until 10 test -s "$tmp/stopped.pid"
+stopped=$(cat "$tmp/stopped.pid")
+own "$stopped"
+kill -STOP "$stopped"
+ends_soon "a server that has been stopped"
+wait_until 5 has_ended "$stopped"
+
+say "--json"
+"${radoscopy[@]}" --json "$tmp/missing" null: >"$tmp/copy.out" 2>/dev/null &&
+  die "no error"
+assert_eq '["open",false,true]' "$(jq -c \
+  '[.operation, .complete, (.error | contains("missing"))]' \
+  "$tmp/copy.out")" "--json of an error at opening"
+"${radoscopy[@]}" --json --verify "$tmp/disk" "$tmp/copy" >"$tmp/copy.out"
+assert_eq "copy true verify true" "$(jq -r 'select(has("complete")) |
+  .operation, .complete' "$tmp/copy.out" | xargs)" "--json --verify"
+"${radoscopy[@]}" --json $'/\xff\xc0\x80/\xf4\x90"\xc3\xa4' null: \
+  >"$tmp/copy.out" 2>/dev/null &&
+  die "no error"
+python3 -c 'import json, sys
+json.loads(sys.stdin.buffer.read().decode("utf-8", "strict"))' \
+  <"$tmp/copy.out" || die "--json of a name that is not UTF-8"
+
+say "checksums"
+# As others compute them: the program of the manual page, and sha256sum.
+sed -n '/^ import hashlib/,/^ print/s/^ //p' \
+  "$tests_srcdir/../man/radoscopy.pod" >"$tmp/tree.py"
+tree=$(python3 "$tmp/tree.py" sha256 "$tmp/disk")
+plain=$(sha256sum <"$tmp/disk" | cut -d ' ' -f 1)
+assert_eq 64 "${#tree}" "the program of the manual page"
+engine=checksum sparse=--sparse=0
+from "$tmp/disk"
+to "$tmp/copy"
+copies -C 4 -T 4 --checksum=sha256 --verify --verbose
+by "(io_uring|poll) (io_uring|poll)"
+assert_eq "sha256-tree  $tree  $source_uri" "$(cat "$tmp/copy.out")" "--checksum"
+assert_same_bytes "$tmp/disk" "$tmp/copy" "--checksum"
+copies --checksum=SHA256 --synchronous --no-extents
+assert_eq "sha256-tree $tree sha256 $plain" \
+  "$(cut -d ' ' -f 1,3 "$tmp/copy.out" | xargs)" "--synchronous"
+copies --checksum=sha256 --verify=only --json
+assert_eq "$tree" "$(jq -r 'select(.complete) | .checksums."sha256-tree"' \
+  "$tmp/copy.out")" "--json --verify=only"
+"${radoscopy[@]}" --checksum=sha256 "$source_uri" - 2>"$tmp/copy.err" |
+  cmp - "$tmp/disk"
+assert_match "sha256-tree  $tree" "$(cat "$tmp/copy.err")" "to a pipe"
+"${radoscopy[@]}" --checksum=sha256 - null: <"$tmp/disk" >"$tmp/copy.out"
+assert_match "sha256-tree  $tree  -" "$(cat "$tmp/copy.out")" "of a pipe"
+"${radoscopy[@]}" --checksum=nothing "$tmp/disk" "$tmp/unmade" 2>/dev/null &&
+  die "--checksum=nothing"
+[ ! -e "$tmp/unmade" ] || die "--checksum=nothing has made a file"
+
+say "ranges"
+engine=ranges
+cat >"$tmp/ranges" <<'END'
+# SOURCE DESTINATION LENGTH
+8001000 3    2100001   # of data
+0x10    5M   4k
+3000000 2500000 1500000
+0       4100000 1
+END
+fill_file "$tmp/wanted" "$size" 142
+fill_file "$tmp/copy" "$size" 142
+while read -r source destination length; do
+  dd if="$tmp/disk" of="$tmp/wanted" iflag=skip_bytes,count_bytes \
+    oflag=seek_bytes skip="$source" seek="$destination" count="$length" \
+    conv=notrunc \
+    status=none
+done <<'END'
+8001000 3 2100001
+16 5242880 4096
+3000000 2500000 1500000
+0 4100000 1
+END
+serve file "$tmp/copy"
+destination_uri=$served
+copies --ranges="$tmp/ranges" --verify --json
+assert_same_bytes "$tmp/wanted" "$tmp/copy" "ranges"
+assert_eq 3604098 "$(tail -n 1 "$tmp/copy.out" | jq .size)" "--ranges --json"
+# A regular file keeps the rest, and must be there.
+fill_file "$tmp/plain" "$size" 142
+"${radoscopy[@]}" --ranges=- "$tmp/disk" "$tmp/plain" <"$tmp/ranges"
+assert_same_bytes "$tmp/wanted" "$tmp/plain" "ranges of a file"
+"${radoscopy[@]}" --ranges="$tmp/ranges" "$tmp/disk" "$tmp/unmade" \
+  2>/dev/null && die "ranges into a file that is not there"
+[ ! -e "$tmp/unmade" ] || die "ranges have made a file"
+for bad in "0 512 $((size - 511))" "512 512 $size" "0 $size 1"; do
+  printf '0 0 512\n%s\n' "$bad" >"$tmp/ranges"
+  fails "the range .* ends behind its size, $size" --ranges="$tmp/ranges"
+done
+printf '0 0 512\n512 511 1\n' >"$tmp/ranges"
+fails "destinations overlap: 0\+512 and 511\+1" --ranges="$tmp/ranges"
+assert_same_bytes "$tmp/wanted" "$tmp/copy" "ranges that are refused"
+echo 0 0 512 >"$tmp/ranges"
+expect_fail "a stream has no ranges" "${radoscopy[@]}" \
+  --ranges="$tmp/ranges" /dev/zero "$tmp/plain"
+# Many small ones, in memory that does not depend on how many.
+seq 0 16 2000000 | awk '{ print $1, 4000000 - 16 * NR, 16 }' >"$tmp/ranges"
+head -c 4000000 /dev/zero >"$tmp/plain"
+"${radoscopy[@]}" --ranges="$tmp/ranges" "$tmp/disk" "$tmp/plain"
+cmp <(python3 -c 'import sys
+b = open(sys.argv[1], "rb").read()
+sys.stdout.buffer.write(b"".join(b[i:i+16] for i in range(2000000, -1, -16)))' \
+  "$tmp/disk") <(tail -c 2000016 "$tmp/plain") || die "many ranges"
 stop_nbdkit
 
 say "TLS"

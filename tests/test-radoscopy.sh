@@ -168,6 +168,8 @@ same_export rbd/ns/three disk.img "server to namespace"
 copy -- "$(image ns/three)" [ nbdkit memory 100M ]
 expect_fail "one: .*the image exists; --in-place" \
   "${radoscopy[@]}" --create odd.img "$(image one)"
+expect_fail "one@s: --create .*no '@'" \
+  "${radoscopy[@]}" --create odd.img "$(image one@s)"
 expect_fail "format 2 only" \
   "${radoscopy[@]}" --create odd.img "$(image old "&format=1")"
 expect_fail "size of the source is not known" \
@@ -258,6 +260,38 @@ copy --create odd.img "$(image slow)"
 same_export rbd/slow odd.img "after a killed copy"
 assert_eq $((id_before + 1)) "$(rados -p rbd ls | grep -c rbd_id)" "names"
 assert_no_match "$id" "$(rados -p rbd ls)" "objects of the killed copy"
+# Another image gets the name of the one that is being made: it stays.
+copy --create odd.img "$(image other)"
+"${radoscopy[@]}" --bwlimit=6M --create data.img "$(image stolen)" \
+  2>stolen.log &
+slow=$!
+own "$slow"
+wait_until 10 prints stolen.radoscopy rbd ls rbd
+rados -p rbd get rbd_id.other other.id
+rados -p rbd put rbd_id.stolen.radoscopy other.id
+if wait "$slow"; then die "an image of somebody else has been renamed"; fi
+assert_match "copy is complete, but called.*renamed" "$(cat stolen.log)"
+same_export rbd/other odd.img "somebody else's image"
+assert_no_match "stolen$" "$(rbd ls rbd)" "somebody else's image"
+# OSDs that do not answer: it ends all the same, and says what stays.
+rbd rm --no-progress rbd/slow
+start_slow
+sleep 1
+osds=$(cat "$ceph_dir"/osd.*.pid)
+for osd in $osds; do
+  at_exit kill -CONT "$osd"
+  kill -STOP "$osd"
+done
+sleep 0.5
+begin=$(date +%s%N)
+kill -INT "$slow"
+status=0
+wait "$slow" || status=$?
+took=$((($(date +%s%N) - begin) / 1000000))
+for osd in $osds; do kill -CONT "$osd"; done
+assert_eq 130 "$status" "OSDs do not answer"
+[ "$took" -le 4000 ] || die "SIGINT needed $took ms where no OSD answers"
+assert_match "rbd/slow.radoscopy (is|may be) left.*rbd rm" "$(cat slow.log)"
 # The source fails in the middle.
 expect_fail "nbdkit: read at .*&&" "${radoscopy[@]}" --create -S 0 -- \
   [ nbdkit --filter=error data 'data=@0x500000 1' size=8M \

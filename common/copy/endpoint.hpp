@@ -56,7 +56,7 @@ class Endpoint {
   virtual void write(std::uint64_t offset, std::span<const char> from,
                      Done done) = 0;
   /// Makes the range read as zeros; with may_trim without keeping it allocated.
-  /// EOPNOTSUPP: this range it cannot, write zeros instead.
+  /// EOPNOTSUPP: this range it cannot, write zeros instead; others it may.
   virtual void zero(std::uint64_t offset, std::uint64_t length, bool may_trim,
                     Done done) = 0;
   /// All that was written before is durable when it is done.

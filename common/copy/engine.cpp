@@ -9,6 +9,7 @@
 #include <future>
 #include <new>
 #include <span>
+#include <thread>
 #include <utility>
 
 #include "rados/error.hpp"
@@ -21,6 +22,9 @@ namespace {
 constexpr std::uint64_t small_buffer = 64 << 10;
 /// Small buffers, at most.
 constexpr std::size_t most_small = 64;
+
+/// Bytes of a range whose block status is asked for.
+constexpr std::uint64_t least_asked = 1 << 20;
 
 /// Zeros to write where a destination cannot make them; bytes.
 constexpr std::size_t zeros_size = 1 << 20;
@@ -65,7 +69,7 @@ struct Engine::Run {
 /// The way of one piece from the source to the destination.  What is not
 /// atomic belongs to whoever is between begin() and release() with it.
 struct Engine::Transfer {
-  enum class Doing : std::uint8_t { reading, writing };
+  enum class Doing : std::uint8_t { reading, digesting, writing };
 
   /// Memory that has not been touched does not count.
   void make_buffer() {
@@ -80,9 +84,13 @@ struct Engine::Transfer {
   bool is_large = true;
   std::unique_ptr<char, Free> buffer;
   Piece piece{};
+  std::uint64_t shift = 0;  // to its place in the destination, modulo 2^64
+  bool has_written = false;
   Doing doing = Doing::reading;
+  std::uint64_t of_read = 0;  // bytes of it that the source had
   std::uint64_t at = 0;  // bytes of the piece that are done
   Run run;               // under way
+  bool zeros_as_data = false;  // the destination cannot zero this piece
   int error = 0;         // of what has ended last
   bool of_source = false;  // that error, though it was a run
   /// Operations that have ended and are still to be looked at.  Whoever makes
@@ -104,7 +112,10 @@ Engine::Engine(Endpoint& source, std::string source_name,
                   (options.destination_is_zero ||
                    (destination.traits().reads_as_zeros &&
                     !options.allocated))),
-      can_zero_(destination.traits().can_zero) {
+      can_zero_(destination.traits().can_zero),
+      digesters_(options.requests <= 1
+                     ? 1
+                     : std::max(1U, std::thread::hardware_concurrency())) {
   const std::uint64_t least = std::max(source_.traits().minimum,
                                        destination_.traits().minimum);
   const std::uint64_t most = std::min(source_.traits().maximum,
@@ -114,6 +125,12 @@ Engine::Engine(Endpoint& source, std::string source_name,
   request_size_ = std::max(request_size_, least);
   if (options_.sparse != 0 && !options_.allocated && !options_.move)
     block_ = std::max<std::uint64_t>(options_.sparse, least);
+
+  size_ = source_.traits().size;
+  if (options_.ranges != nullptr) {
+    size_ = 0;
+    for (const Range& range : *options_.ranges) size_ += range.length;
+  }
 
   const std::size_t requests = std::max<std::size_t>(options_.requests, 1);
   const auto large = static_cast<std::size_t>(std::clamp<std::uint64_t>(
@@ -168,12 +185,38 @@ void Engine::check() const {
     throw Error(EROFS, destination_name_ +
                            ": the destination is read-only, cannot write to "
                            "it");
+  if (options_.ranges != nullptr) {
+    for (const Range& range : *options_.ranges) check_range(range);
+    return;
+  }
   if (from.size != unknown_size && to.size != unknown_size &&
       from.size > to.size)
     throw Error(ENOSPC, destination_name_ + ": destination size " +
                             std::to_string(to.size) +
                             " is smaller than source size " +
                             std::to_string(from.size));
+}
+
+void Engine::check_range(const Range& range) const {
+  const auto check_side = [&](const Endpoint& side, const std::string& name,
+                              std::uint64_t offset) {
+    const Traits& t = side.traits();
+    const std::string what =
+        name + ": the range " + where(offset, range.length);
+    if (t.is_stream)
+      throw Error(EINVAL, name + ": a stream has no ranges");
+    if (t.size != unknown_size &&
+        (offset > t.size || range.length > t.size - offset))
+      throw Error(EINVAL, what + " ends behind its size, " +
+                              std::to_string(t.size));
+    const std::uint64_t block = std::max(source_.traits().minimum,
+                                         destination_.traits().minimum);
+    if (offset % block != 0 || range.length % block != 0)
+      throw Error(EINVAL, what + " is not in blocks of " +
+                              std::to_string(block) + " bytes");
+  };
+  check_side(source_, source_name_, range.source);
+  check_side(destination_, destination_name_, range.destination);
 }
 
 void Engine::run() {
@@ -205,7 +248,8 @@ void Engine::flush() {
 void Engine::copy_tail() {
   const std::uint64_t size = source_.traits().size;
   const std::uint64_t block = destination_.traits().minimum;
-  if (size == unknown_size || size % block == 0 || stopping_ || ends_early_)
+  if (size == unknown_size || size % block == 0 || stopping_ ||
+      ends_early_ || options_.ranges != nullptr)
     return;
   const std::uint64_t offset = size / block * block;
   std::vector<char> buffer(block);
@@ -222,6 +266,8 @@ void Engine::copy_tail() {
   attempt(source_name_, "read", tail, [&](Done done) {
     source_.read(offset, std::span(buffer).first(tail), std::move(done));
   });
+  if (options_.checksum != nullptr && !stopping_)
+    options_.checksum->data(offset, std::span(buffer).first(tail));
   attempt(destination_name_, "write", buffer.size(), [&](Done done) {
     destination_.write(offset, buffer, std::move(done));
   });
@@ -229,17 +275,34 @@ void Engine::copy_tail() {
 }
 
 void Engine::walk() {
+  if (options_.ranges == nullptr) {
+    const std::uint64_t size = source_.traits().size;
+    const std::uint64_t block = destination_.traits().minimum;
+    (void)walk({0, 0, size == unknown_size ? size : size / block * block});
+    return;
+  }
+  for (const Range& range : *options_.ranges)
+    if (!walk(range)) return;
+}
+
+/// False: the copy ends.
+bool Engine::walk(const Range& range) {
   const Traits& from = source_.traits();
   const Traits& to = destination_.traits();
+  const std::uint64_t shift = range.destination - range.source;
   WalkOptions options;
   options.alignment = std::max(from.minimum, to.minimum);
-  options.end = from.size == unknown_size
-                    ? from.size
-                    : from.size / to.minimum * to.minimum;
+  options.begin = range.source;
+  options.end = range.source + range.length;
   options.most_data = request_size_;
   options.most_zeros = std::max(options_.most_zeros, request_size_);
   options.least_zeros = std::max<std::uint64_t>(options_.sparse, 1);
-  options.use_extents = options_.use_extents && from.has_extents;
+  // A short range is read sooner than it is asked for.
+  options.use_extents =
+      options_.use_extents && from.has_extents &&
+      (options_.ranges == nullptr || range.length >= least_asked);
+  // Of a server whose size is not in its own blocks.
+  options.known_end = options.end / from.minimum * from.minimum;
   Walk walk(source_, options);
   while (!stopping_ && !ends_early_ && !source_has_ended(walk.at())) {
     std::optional<Piece> piece;
@@ -248,26 +311,39 @@ void Engine::walk() {
       piece = walk.next();
     } catch (const Error& e) {
       fail(source_name_, "block status", at, options.end - at, e.code());
-      return;
+      return false;
     }
-    if (!piece) return;
+    if (!piece) return true;
+    if (piece->is_zero && options_.checksum != nullptr)
+      options_.checksum->zeros(piece->offset, piece->length);
     if (piece->is_zero && skip_zeros_) {
       counts_.skipped += piece->length;
       continue;
     }
-    if (!piece->is_zero) wait_for_rate(piece->length);
-    if (Transfer* const t = get_transfer(*piece)) begin(*t, *piece);
+    wait_for_limits(*piece);
+    if (Transfer* const t = get_transfer(*piece)) begin(*t, *piece, shift);
   }
+  return false;
 }
 
-/// Until so many bytes may be read.  Time that was not used is lost.
-void Engine::wait_for_rate(std::uint64_t length) {
-  if (options_.rate == 0) return;
-  const auto now = std::chrono::steady_clock::now();
-  const auto begin = std::max(may_read_, now);
-  may_read_ = begin + std::chrono::nanoseconds(static_cast<std::int64_t>(
-                          1e9 * static_cast<double>(length) /
-                          static_cast<double>(options_.rate)));
+/// Until the piece may begin.  Time that was not used is lost.
+void Engine::wait_for_limits(const Piece& piece) {
+  auto begin = std::chrono::steady_clock::now();
+  const auto now = begin;
+  const auto limit = [&](auto& may, std::uint64_t n, std::uint64_t owed,
+                         std::uint64_t rate) {
+    if (rate == 0) return;
+    const auto time_for = [rate](std::uint64_t all) {
+      return std::chrono::nanoseconds(static_cast<std::int64_t>(
+          1e9 * static_cast<double>(all) / static_cast<double>(rate)));
+    };
+    may = std::max(may + time_for(owed), now);
+    begin = std::max(begin, may);
+    may += time_for(n);
+  };
+  if (!piece.is_zero) limit(may_read_, piece.length, 0, options_.rate);
+  limit(may_ask_, 1, more_asked_.exchange(0), options_.iops);
+  if (begin == now) return;
   std::unique_lock lock(mutex_);
   changed_.wait_until(lock, begin, [this] { return stopping_.load(); });
 }
@@ -307,12 +383,15 @@ void Engine::release(Transfer& t) noexcept {
   if (wanted_) changed_.notify_one();
 }
 
-void Engine::begin(Transfer& t, const Piece& piece) {
+void Engine::begin(Transfer& t, const Piece& piece, std::uint64_t shift) {
   t.piece = piece;
+  t.shift = shift;
+  t.has_written = false;
   t.at = 0;
   t.run = {};
   t.error = 0;
   t.of_source = false;
+  t.zeros_as_data = false;
   if (piece.is_zero || options_.move) {
     t.doing = Transfer::Doing::writing;
     ended(t, 0);
@@ -332,6 +411,7 @@ void Engine::begin(Transfer& t, const Piece& piece) {
 
 void Engine::ended(Transfer& t, int error) noexcept {
   t.error = error;
+  ++activity_;
   if (t.ended.fetch_add(1) != 0) return;
   do {
     bool finished = true;
@@ -352,17 +432,28 @@ void Engine::ended(Transfer& t, int error) noexcept {
 bool Engine::step(Transfer& t) {
   if (t.doing == Transfer::Doing::reading) {
     if (!take_read(t)) return true;
+    if (options_.checksum != nullptr) {
+      t.doing = Transfer::Doing::digesting;
+      digesters_.add({this, &t});
+      return false;
+    }
+    t.doing = Transfer::Doing::writing;
+  } else if (t.doing == Transfer::Doing::digesting) {
+    if (t.error != 0) {
+      fail(source_name_, "checksum", t.piece.offset, t.of_read, t.error);
+      return true;
+    }
     t.doing = Transfer::Doing::writing;
   } else if (t.error == EOPNOTSUPP && t.run.without_data) {
-    // Once more, as data.
-    can_zero_ = false;
+    // Once more, as data; other ranges it may well be able to zero.
+    t.zeros_as_data = true;
     t.run = {};
   } else if (t.of_source && t.error != 0) {
     fail(source_name_, "read", t.piece.offset + t.at, t.run.length, t.error);
     return true;
   } else if (t.error != 0) {
     fail(destination_name_, t.run.without_data ? "zero" : "write",
-         t.piece.offset + t.at, t.run.length, t.error);
+         t.piece.offset + t.shift + t.at, t.run.length, t.error);
     return true;
   }
   (t.run.kind == Run::Kind::zeros ? counts_.zeroed : counts_.copied) +=
@@ -382,12 +473,27 @@ bool Engine::step(Transfer& t) {
   return true;
 }
 
+void Engine::Digesting::operator()() const {
+  int error = 0;
+  try {
+    engine->options_.checksum->data(
+        transfer->piece.offset,
+        {transfer->buffer.get(), static_cast<std::size_t>(transfer->of_read)});
+  } catch (const Error& e) {
+    error = e.code();
+  } catch (const std::bad_alloc&) {
+    error = ENOMEM;
+  }
+  engine->ended(*transfer, error);
+}
+
 /// False: there is nothing to write.
 bool Engine::take_read(Transfer& t) {
   if (t.error != 0) {
     fail(source_name_, "read", t.piece.offset, t.piece.length, t.error);
     return false;
   }
+  t.of_read = t.piece.length;
   if (source_.traits().size != unknown_size) return true;
   const std::uint64_t asked = t.piece.length;
   if (const auto end = source_.end())
@@ -395,6 +501,7 @@ bool Engine::take_read(Transfer& t) {
                          ? 0
                          : std::min(asked, *end - t.piece.offset);
   if (t.piece.length == 0) return false;
+  t.of_read = t.piece.length;
   const std::uint64_t room = destination_.traits().size;
   if (t.piece.offset > room || t.piece.length > room - t.piece.offset) {
     fail(destination_name_, "write", t.piece.offset, t.piece.length, ENOSPC);
@@ -414,9 +521,9 @@ Engine::Run Engine::next_run(const Transfer& t) const {
   using Kind = Run::Kind;
   const std::uint64_t rest = t.piece.length - t.at;
   if (t.piece.is_zero) return {Kind::zeros, rest};
-  const Kind zeros_are = skip_zeros_  ? Kind::skip
-                         : can_zero_ ? Kind::zeros
-                                     : Kind::data;
+  const Kind zeros_are = skip_zeros_                     ? Kind::skip
+                         : can_zero_ && !t.zeros_as_data ? Kind::zeros
+                                                         : Kind::data;
   if (block_ == 0 || zeros_are == Kind::data) return {Kind::data, rest};
   Run run;
   for (std::uint64_t end = t.at; end < t.piece.length;) {
@@ -434,9 +541,10 @@ Engine::Run Engine::next_run(const Transfer& t) const {
 }
 
 void Engine::write_run(Transfer& t) {
-  const std::uint64_t offset = t.piece.offset + t.at;
+  const std::uint64_t offset = t.piece.offset + t.shift + t.at;
   const auto done = [this, &t](int error) { ended(t, error); };
-  if (t.run.kind == Run::Kind::zeros && can_zero_) {
+  if (std::exchange(t.has_written, true)) ++more_asked_;
+  if (t.run.kind == Run::Kind::zeros && can_zero_ && !t.zeros_as_data) {
     t.run.without_data = true;
     destination_.zero(offset, t.run.length, !options_.allocated, done);
     return;

@@ -15,6 +15,9 @@
 //                                       ...
 //     wake   <------------------------  free
 //
+// With a checksum, a thread of the engine sees what has been read before it is
+// written.
+//
 // Where both sides can move data by themselves (EngineOptions::move), a move
 // takes the place of the read and of its writes.
 //
@@ -41,8 +44,11 @@
 #include <string>
 #include <vector>
 
+#include "copy/checksum.hpp"
 #include "copy/endpoint.hpp"
+#include "copy/ranges.hpp"
 #include "copy/walk.hpp"
+#include "copy/workers.hpp"
 
 namespace nbdrados::copy {
 
@@ -64,12 +70,20 @@ struct EngineOptions {
   /// Bytes of one zero().
   std::uint64_t most_zeros = std::uint64_t{1} << 30;
   std::uint64_t rate = 0;           ///< bytes read a second, at most; 0: any
+  /// Reads, writes and zeros a second on each side, at most; 0: any.
+  std::uint64_t iops = 0;
+  /// What is copied, which do not overlap in the destination; not between
+  /// streams, and not with `move` and `checksum`.  Null: the whole source.
+  const std::vector<Range>* ranges = nullptr;
   /// What reads from the source and writes to the destination in one operation,
   /// of which the engine does not see the payload; then `sparse` means nothing.
   /// Ranges are as Endpoint::read and write take them.  None: by memory.
   std::function<void(std::uint64_t offset, std::uint32_t length,
                      MoveDone done)>
       move = {};
+  /// Gets all of the source, as it is read; not with `move`.  Null: nobody
+  /// wants it.
+  Checksum* checksum = nullptr;
 };
 
 /// How far a copy is; bytes.  May be read by any thread meanwhile.
@@ -100,26 +114,35 @@ class Engine {
   /// Ends run() soon, with Error(ECANCELED).  Any thread.
   void stop() noexcept;
 
+  /// Grows while operations end.  Any thread.
+  [[nodiscard]] std::uint64_t activity() const noexcept { return activity_; }
+
   /// Begins nothing more, as if the source ended here.  Any thread.
   void end_early() noexcept { ends_early_ = true; }
 
   [[nodiscard]] const Counts& counts() const noexcept { return counts_; }
   /// Bytes that there are to copy, or unknown_size.  Any thread.
-  [[nodiscard]] std::uint64_t size() const noexcept {
-    return source_.traits().size;
-  }
+  [[nodiscard]] std::uint64_t size() const noexcept { return size_; }
 
  private:
   struct Transfer;
   struct Run;
+  /// A transfer that is to be seen by the checksum.
+  struct Digesting {
+    void operator()() const;
+    Engine* engine = nullptr;
+    Transfer* transfer = nullptr;
+  };
 
   void check() const;
+  void check_range(const Range& range) const;
   void copy_tail();
   void walk();
+  [[nodiscard]] bool walk(const Range& range);
   void flush();
   [[nodiscard]] Transfer* get_transfer(const Piece& piece);
-  void wait_for_rate(std::uint64_t length);
-  void begin(Transfer& transfer, const Piece& piece);
+  void wait_for_limits(const Piece& piece);
+  void begin(Transfer& transfer, const Piece& piece, std::uint64_t shift);
   void ended(Transfer& transfer, int error) noexcept;
   [[nodiscard]] bool step(Transfer& transfer);
   [[nodiscard]] bool take_read(Transfer& transfer);
@@ -137,13 +160,18 @@ class Engine {
   const std::string destination_name_;
   const EngineOptions options_;
   std::uint64_t request_size_;      // bytes; not less than options_'s
+  std::uint64_t size_ = 0;          // bytes to copy
   std::uint64_t block_ = 0;         // of zeros; 0: they are not looked for
   const bool skip_zeros_;           // the destination reads as zeros
-  std::atomic<bool> can_zero_;      // the destination can, as far as is known
+  const bool can_zero_;             // the destination can, but for some ranges
   Counts counts_;
+  std::atomic<std::uint64_t> activity_{0};  // operations that have ended
   std::atomic<bool> stopping_{false};
   std::atomic<bool> ends_early_{false};
-  std::chrono::steady_clock::time_point may_read_{};  // only of run()
+  // Only of run().
+  std::chrono::steady_clock::time_point may_read_{};
+  std::chrono::steady_clock::time_point may_ask_{};
+  std::atomic<std::uint64_t> more_asked_{0};  // writes, but for the first each
 
   std::mutex mutex_;
   std::condition_variable changed_;
@@ -154,6 +182,8 @@ class Engine {
   std::size_t under_way_ = 0;
   bool wanted_ = false;             // run() waits
   std::exception_ptr error_;        // the first
+
+  Workers<Digesting> digesters_;    // goes first
 };
 
 }  // namespace nbdrados::copy

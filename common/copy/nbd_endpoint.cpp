@@ -285,6 +285,13 @@ void NbdEndpoint::connect_more(std::size_t count) {
   while (connections_.size() < count)
     connections_.push_back(
         std::make_unique<Connection>(connect_nbd(target_, false)));
+  // The end of a disk whose size is no multiple of its blocks is for the server
+  // to give or to refuse.
+  for (const auto& connection : connections_) {
+    nbd_handle* const h = connection->handle();
+    check_nbd(nbd_set_strict_mode(
+        h, nbd_get_strict_mode(h) & ~std::uint32_t{LIBNBD_STRICT_ALIGN}));
+  }
 }
 
 NbdEndpoint::Connection& NbdEndpoint::next_connection() noexcept {

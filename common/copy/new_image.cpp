@@ -2,7 +2,9 @@
 
 #include "copy/new_image.hpp"
 
+#include <algorithm>
 #include <cerrno>
+#include <cstdint>
 #include <optional>
 #include <utility>
 
@@ -11,6 +13,9 @@
 namespace nbdrados::copy {
 
 namespace {
+
+/// Object sets whose removal is one step.
+constexpr std::uint64_t removed_at_once = 256;
 
 std::optional<ImageIdentity> find_image(
     const std::shared_ptr<Cluster>& cluster, const ImageSpec& spec) {
@@ -27,7 +32,7 @@ std::optional<ImageIdentity> find_image(
 NewImage::NewImage(std::shared_ptr<Cluster> cluster,
                    const ImageConfig& config, const ImageHost& host)
     : cluster_(std::move(cluster)), final_(config.spec()), spec_(final_) {
-  spec_.image += ".radoscopy";
+  spec_.image += suffix;
   check_create(final_, config.create_options);
   const auto old = find_image(cluster_, final_);
   const auto begun = find_image(cluster_, spec_);
@@ -61,6 +66,9 @@ void NewImage::close() { image_.reset(); }
 void NewImage::publish() {
   close();
   try {
+    const auto now = find_image(cluster_, spec_);
+    if (!now || *now != identity_)
+      throw Error(ESTALE, "somebody has renamed it, or removed it");
     rename_image(cluster_, spec_, final_.image);
   } catch (const Error& e) {
     throw Error(e.code(), final_.text() +
@@ -69,9 +77,18 @@ void NewImage::publish() {
   }
 }
 
-void NewImage::discard() {
+void NewImage::discard(const std::function<void()>& tick) {
   try {
-    if (image_) image_->zero(image_->size(), 0, Image::Zero::free);
+    if (image_) {
+      const std::uint64_t size = image_->size();
+      const std::uint64_t part =
+          removed_at_once * image_->traits().layout.object_set_size();
+      for (std::uint64_t at = 0; at < size; tick()) {
+        const std::uint64_t n = std::min(part, size - at);
+        image_->zero(n, at, Image::Zero::free);
+        at += n;
+      }
+    }
     close();
     remove_empty_image(cluster_, spec_, identity_);
   } catch (const Error& e) {

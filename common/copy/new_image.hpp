@@ -6,6 +6,7 @@
 #ifndef NBDRADOS_COPY_NEW_IMAGE_HPP
 #define NBDRADOS_COPY_NEW_IMAGE_HPP
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -28,15 +29,24 @@ class NewImage {
   [[nodiscard]] const std::shared_ptr<Image>& image() const noexcept {
     return image_;
   }
+  /// How the image is called meanwhile, POOL/[NAMESPACE/]NAME.radoscopy.
+  [[nodiscard]] std::string name() const { return spec_.text(); }
+  [[nodiscard]] static std::string name(const ImageConfig& config) {
+    return config.spec().text() + suffix;
+  }
 
   // One of these is called at the end, when nobody else has the image any more.
 
-  /// Closes it and gives it its name.  Throws Error that says what is to do.
+  /// Closes it and gives it its name, unless that of now is another image's.
+  /// Throws Error that says what is to do.
   void publish();
-  /// Removes it with all data.  Throws Error that says what is left.
-  void discard();
+  /// Removes it with all data; calls `tick` now and then.  Throws Error that
+  /// says what is left.
+  void discard(const std::function<void()>& tick = [] {});
 
  private:
+  static constexpr const char* suffix = ".radoscopy";
+
   void close();
 
   const std::shared_ptr<Cluster> cluster_;

@@ -33,7 +33,8 @@ void RadosEndpoint::Job::operator()() {
     endpoint->carry_out(*this, found);
   } catch (const Error& e) {
     error = client_errno(e.code());
-    if (endpoint->options_.log) endpoint->options_.log(e.what());
+    if (endpoint->options_.log && error != ECANCELED)
+      endpoint->options_.log(e.what());
   } catch (const std::bad_alloc&) {
     error = ENOMEM;
   } catch (const std::exception& e) {
@@ -46,7 +47,33 @@ void RadosEndpoint::Job::operator()() {
     done(error);
 }
 
+bool RadosEndpoint::begin_operation() {
+  const std::scoped_lock lock(mutex_);
+  if (!cancelled_) ++under_way_;
+  return !cancelled_;
+}
+
+void RadosEndpoint::end_operation() {
+  const std::scoped_lock lock(mutex_);
+  --under_way_;
+}
+
+void RadosEndpoint::cancel() noexcept {
+  const std::scoped_lock lock(mutex_);
+  cancelled_ = true;
+}
+
+bool RadosEndpoint::is_idle() {
+  const std::scoped_lock lock(mutex_);
+  return under_way_ == 0;
+}
+
 void RadosEndpoint::carry_out(const Job& job, std::vector<Extent>& found) {
+  if (!begin_operation()) fail(ECANCELED, "the copy");
+  struct Ending {
+    RadosEndpoint& endpoint;
+    ~Ending() { endpoint.end_operation(); }
+  } const ending{*this};
   switch (job.kind) {
     case Job::Kind::read:
       image_->read(job.to, job.length, job.offset);

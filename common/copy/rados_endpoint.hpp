@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 
 #include "copy/endpoint.hpp"
@@ -44,6 +45,11 @@ class RadosEndpoint final : public Endpoint {
                std::function<void(int error, std::vector<Extent> found)> done)
       override;
   [[nodiscard]] std::string explain(int error) const override;
+  /// What has not been begun ends with ECANCELED, and so does what comes.  What
+  /// librados has been given ends when the OSDs answer.
+  void cancel() noexcept override;
+  /// Whether no operation is under way; after cancel() it stays so.
+  [[nodiscard]] bool is_idle();
 
  private:
   /// An operation, which a thread of workers_ carries out.
@@ -65,10 +71,15 @@ class RadosEndpoint final : public Endpoint {
   [[nodiscard]] std::vector<Extent> find_extents(std::uint64_t offset,
                                                  std::uint64_t length);
   void carry_out(const Job& job, std::vector<Extent>& found);
+  [[nodiscard]] bool begin_operation();
+  void end_operation();
 
   const std::shared_ptr<Image> image_;
   const Options options_;
   Traits traits_;
+  std::mutex mutex_;
+  std::size_t under_way_ = 0;  // guarded by mutex_
+  bool cancelled_ = false;     // guarded by mutex_
   SpanOfAnswers span_{std::uint64_t{1} << 40};
   Workers<Job> workers_;  // goes first
 };

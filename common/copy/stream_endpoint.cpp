@@ -2,13 +2,18 @@
 
 #include "copy/stream_endpoint.hpp"
 
+#include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <string>
 #include <utility>
 
 #include "rados/error.hpp"
@@ -32,7 +37,22 @@ StreamEndpoint::StreamEndpoint(FileDescriptor file, bool writable)
   traits_.writable = writable;
   traits_.can_zero = true;
   traits_.can_flush = true;
+  if (writable) set_kind();
   thread_ = std::thread([this] { work(); });
+}
+
+void StreamEndpoint::set_kind() {
+  struct stat s = {};
+  if (::fstat(file_.get(), &s) == -1) return;
+  if (S_ISSOCK(s.st_mode)) kind_ = Kind::socket;
+  if (!S_ISFIFO(s.st_mode)) return;
+  // O_NONBLOCK is of the open file, which others may have as well (a shell its
+  // standard output): so it is opened once more.
+  const std::string again = "/proc/self/fd/" + std::to_string(file_.get());
+  FileDescriptor own(
+      ::open(again.c_str(), O_WRONLY | O_NONBLOCK | O_CLOEXEC));
+  kind_ = own ? Kind::nonblocking : Kind::pipe;
+  if (own) file_ = std::move(own);
 }
 
 StreamEndpoint::~StreamEndpoint() {
@@ -137,10 +157,23 @@ int StreamEndpoint::read_all(char* to, std::uint64_t length) {
   return 0;
 }
 
+ssize_t StreamEndpoint::write_some(const char* from, std::uint64_t length) {
+  switch (kind_) {
+    case Kind::socket:
+      return ::send(file_.get(), from, length, MSG_DONTWAIT | MSG_NOSIGNAL);
+    case Kind::pipe:
+      // For so much there is room when it is ready (pipe(7)).
+      return ::write(file_.get(), from,
+                     std::min<std::uint64_t>(length, PIPE_BUF));
+    default:
+      return ::write(file_.get(), from, length);
+  }
+}
+
 int StreamEndpoint::write_all(const char* from, std::uint64_t length) {
   while (length > 0) {
     if (const int error = wait_until_ready(); error != 0) return error;
-    const ssize_t n = ::write(file_.get(), from, length);
+    const ssize_t n = write_some(from, length);
     if (n == -1 && (errno == EINTR || errno == EAGAIN)) continue;
     if (n == -1) return errno;
     from += n;

@@ -9,7 +9,10 @@
 #ifndef NBDRADOS_COPY_STREAM_ENDPOINT_HPP
 #define NBDRADOS_COPY_STREAM_ENDPOINT_HPP
 
+#include <sys/types.h>
+
 #include <condition_variable>
+#include <cstdint>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -51,15 +54,22 @@ class StreamEndpoint final : public Endpoint {
     Done done;
   };
 
+  /// How a write takes no more than there is room for: poll(2) promises a few
+  /// bytes only, and a peer may never take the rest.
+  enum class Kind : std::uint8_t { socket, nonblocking, pipe, other };
+
+  void set_kind();
   void start(Operation operation);
   void work();
   [[nodiscard]] std::vector<Operation>::iterator find_next();
   [[nodiscard]] int carry_out(const Operation& operation);
   [[nodiscard]] int read_all(char* to, std::uint64_t length);
   [[nodiscard]] int write_all(const char* from, std::uint64_t length);
+  [[nodiscard]] ssize_t write_some(const char* from, std::uint64_t length);
   [[nodiscard]] int wait_until_ready();
 
   FileDescriptor file_;
+  Kind kind_ = Kind::other;
   const FileDescriptor wake_;  // an eventfd, for cancel()
   Traits traits_;
 

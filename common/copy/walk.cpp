@@ -32,7 +32,12 @@ bool makes_sense(const std::vector<Extent>& found, std::uint64_t offset) {
 }  // namespace
 
 Walk::Walk(Endpoint& source, const WalkOptions& options)
-    : source_(source), options_(options) {
+    : source_(source),
+      options_(options),
+      asked_end_(std::min(options.end, options.known_end)),
+      at_(options.begin),
+      known_(options.begin),
+      asked_(options.begin) {
   if (options_.use_extents)
     ask();
   else
@@ -45,12 +50,12 @@ Walk::~Walk() {
 }
 
 void Walk::ask() {
-  if (asked_ >= options_.end) return;
+  if (asked_ >= asked_end_) return;
   {
     const std::scoped_lock lock(mutex_);
     waiting_ = true;
   }
-  source_.extents(asked_, options_.end - asked_,
+  source_.extents(asked_, asked_end_ - asked_,
                   [this](int error, std::vector<Extent> found) {
                     answered(error, std::move(found));
                   });
@@ -83,6 +88,8 @@ void Walk::take_answer() {
 /// What is behind known_.
 Extent Walk::look_ahead() {
   for (;; ++next_extent_) {
+    if (known_ >= asked_end_)
+      return {known_, options_.end - known_, false, false};
     if (next_extent_ == extents_.size()) take_answer();
     const Extent& e = extents_[next_extent_];
     const std::uint64_t end = std::min(e.offset + e.length, options_.end);

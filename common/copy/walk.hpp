@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
-// The order of a copy: the source from its start to its end, cut into pieces.
+// The order of a copy: the source, or a range of it, from its start to its end,
+// cut into pieces.
 
 #ifndef NBDRADOS_COPY_WALK_HPP
 #define NBDRADOS_COPY_WALK_HPP
@@ -24,12 +25,16 @@ struct Piece {
 };
 
 struct WalkOptions {
-  std::uint64_t end = 0;         ///< bytes from the start that are copied
+  std::uint64_t begin = 0;       ///< of what is copied; bytes
+  std::uint64_t end = 0;         ///< of what is copied; bytes
   std::uint64_t alignment = 1;   ///< of each piece; a power of two
   std::uint64_t most_data = 0;   ///< bytes of a piece to read; a power of two
   std::uint64_t most_zeros = std::uint64_t{1} << 30;  ///< of the others
   std::uint64_t least_zeros = 1;  ///< bytes; fewer are read like data
   bool use_extents = true;
+  /// Bytes from the start whose extents the source tells; what is behind is
+  /// data.
+  std::uint64_t known_end = unknown_size;
 };
 
 /// While the pieces of an answer are used, the next answer is on its way.  So
@@ -59,10 +64,11 @@ class Walk {
 
   Endpoint& source_;
   const WalkOptions options_;
-  std::uint64_t at_ = 0;       // the next piece begins here
-  std::uint64_t known_ = 0;    // up to here it is known what is what
+  const std::uint64_t asked_end_;  // no extents are asked for behind it
+  std::uint64_t at_;           // the next piece begins here
+  std::uint64_t known_;        // up to here it is known what is what
   bool zeros_ = false;         // what [at_, known_) is
-  std::uint64_t asked_ = 0;    // the answer under way begins here
+  std::uint64_t asked_;        // the answer under way begins here
   std::vector<Extent> extents_;  // behind known_
   std::size_t next_extent_ = 0;
 

@@ -5,6 +5,7 @@
 
 #include <cppunit/TestFixture.h>
 #include <cppunit/extensions/HelperMacros.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -69,6 +70,7 @@ class FakeDisk final : public Endpoint {
   std::vector<char> content_;
   std::map<Op, int> errors_;           // of that kind,
   std::map<Op, unsigned> fail_from_;   // from that one on, counted from 0
+  std::map<Op, unsigned> fail_until_;  // before that one
   std::uint64_t answer_size_ = 1 << 20;  // bytes of an answer of block status
   std::optional<std::vector<Extent>> answer_;  // always this
   std::function<void()> on_start_;
@@ -162,7 +164,8 @@ class FakeDisk final : public Endpoint {
       }
       const unsigned n = started_[op]++;
       if (const auto at = fail_from_.find(op);
-          at != fail_from_.end() && n >= at->second) {
+          at != fail_from_.end() && n >= at->second &&
+          (!fail_until_.contains(op) || n < fail_until_[op])) {
         job.error = errors_[op];
         failed_ = job.error != EOPNOTSUPP;
       }
@@ -276,6 +279,7 @@ class CopyEngineTest : public CPPUNIT_NS::TestFixture {
   CPPUNIT_TEST(sizes);
   CPPUNIT_TEST(blocks);
   CPPUNIT_TEST(zeros);
+  CPPUNIT_TEST(zeros_of_some_ranges);
   CPPUNIT_TEST(sparse_payload);
   CPPUNIT_TEST(errors);
   CPPUNIT_TEST(bounds);
@@ -284,12 +288,18 @@ class CopyEngineTest : public CPPUNIT_NS::TestFixture {
   CPPUNIT_TEST(moves);
   CPPUNIT_TEST(errors_of_moves);
   CPPUNIT_TEST(rate);
+  CPPUNIT_TEST(requests_a_second);
+  CPPUNIT_TEST(checksums);
+  CPPUNIT_TEST(ranges);
+  CPPUNIT_TEST(bad_ranges);
   CPPUNIT_TEST(wrong_answers);
   CPPUNIT_TEST(huge);
   CPPUNIT_TEST(pieces);
+  CPPUNIT_TEST(odd_end);
   CPPUNIT_TEST(comparisons);
   CPPUNIT_TEST(streams);
   CPPUNIT_TEST(broken_stream);
+  CPPUNIT_TEST(stalled_stream);
   CPPUNIT_TEST(shorter_file);
   CPPUNIT_TEST(uris);
   CPPUNIT_TEST_SUITE_END();
@@ -382,6 +392,26 @@ class CopyEngineTest : public CPPUNIT_NS::TestFixture {
         copy_disk(from, unable, small_options());
         check_same(from, unable);
         CPPUNIT_ASSERT_EQUAL(std::uint64_t{100000}, unable.written_.load());
+      }
+  }
+
+  // A range that cannot be zeroed says nothing of the others.
+  void zeros_of_some_ranges() {
+    for (const bool late : {false, true})
+      for (const bool extents : {false, true}) {
+        FakeDisk from(disk(300000), late);
+        FakeDisk to(disk(300000, 0), late);
+        to.errors_[Op::zero] = EOPNOTSUPP;
+        to.fail_from_[Op::zero] = 2;
+        to.fail_until_[Op::zero] = 4;
+        EngineOptions o = small_options();
+        o.use_extents = extents;
+        o.sparse = 512;
+        copy_disk(from, to, o);
+        check_same(from, to);
+        CPPUNIT_ASSERT(to.started_[Op::zero] > 10);
+        CPPUNIT_ASSERT_EQUAL(std::size_t{to.started_[Op::zero]},
+                             to.zeroed_.size() + 2);
       }
   }
 
@@ -571,6 +601,142 @@ class CopyEngineTest : public CPPUNIT_NS::TestFixture {
     check_same(from, to);
   }
 
+  void requests_a_second() {
+    // Each piece of 8192 bytes becomes four requests to the destination.
+    std::vector<char> content(81920, 'x');
+    for (std::size_t at = 0; at < content.size(); at += 4096)
+      std::fill_n(content.begin() + static_cast<std::ptrdiff_t>(at), 2048,
+                  '\0');
+    FakeDisk from(content);
+    FakeDisk to(disk(81920, 0));
+    EngineOptions o = small_options();
+    o.use_extents = false;
+    o.sparse = 2048;
+    o.iops = 200;
+    const auto begin = std::chrono::steady_clock::now();
+    copy_disk(from, to, o);
+    const auto took = std::chrono::steady_clock::now() - begin;
+    check_same(from, to);
+    CPPUNIT_ASSERT_EQUAL(40U, to.started_[Op::write] + to.started_[Op::zero]);
+    // The last four are not waited for.
+    CPPUNIT_ASSERT(took >= std::chrono::milliseconds(175));
+  }
+
+  // Whatever way the data goes, all of it is seen.
+  void checksums() {
+    for (const std::size_t size : {0, 1, 65536, 300001, 3000001})
+      for (const bool late : {false, true})
+        for (const int kind : {0, 1, 2, 3}) {
+          FakeDisk from(disk(size, 50000), late);
+          FakeDisk to(std::vector<char>((size + 511) / 512 * 512), late);
+          EngineOptions o = small_options();
+          o.use_extents = kind != 1;
+          to.traits_.reads_as_zeros = kind == 2;
+          to.traits_.minimum = kind == 3 ? 512 : 1;
+          if (size == 300001) o.requests = 1;
+          Checksum whole({"sha256"}, true);
+          whole.data(0, from.content_);
+          Checksum seen({"sha256"}, size == 300001);
+          o.checksum = &seen;
+          copy_disk(from, to, o);
+          check_same(from, to);
+          const auto wanted = whole.finish(size);
+          const auto found = seen.finish(size);
+          for (std::size_t i = 0; i < found.size(); ++i)
+            CPPUNIT_ASSERT_EQUAL(wanted[i].hex, found[i].hex);
+        }
+  }
+
+  void ranges() {
+    const std::vector<Range> ranges = {{5000, 100000, 20000},
+                                       {0, 0, 1},
+                                       {5000, 70000, 20001},
+                                       {300000, 1, 1}};
+    const std::vector<Range> aligned = {{5120, 102400, 20480},
+                                        {5120, 0, 512}};
+    for (const bool late : {false, true})
+      for (const bool extents : {false, true})
+        for (const std::uint32_t block : {1, 512}) {
+          FakeDisk from(disk(300032), late);
+          FakeDisk to(disk(150016, 0), late);
+          to.traits_.minimum = block;
+          EngineOptions o = small_options();
+          o.use_extents = extents;
+          o.ranges = block == 1 ? &ranges : &aligned;
+          auto wanted = to.content_;
+          std::uint64_t all = 0;
+          for (const Range& r : *o.ranges) {
+            std::copy_n(
+                from.content_.begin() + static_cast<std::ptrdiff_t>(r.source),
+                r.length,
+                wanted.begin() + static_cast<std::ptrdiff_t>(r.destination));
+            all += r.length;
+          }
+          Engine engine(from, "A", to, "B", o);
+          engine.run();
+          CPPUNIT_ASSERT(wanted == to.content_);
+          CPPUNIT_ASSERT(!to.unaligned_);
+          CPPUNIT_ASSERT_EQUAL(all, engine.size());
+          CPPUNIT_ASSERT_EQUAL(all, engine.counts().done());
+          // Compared likewise: only what was copied is looked at.
+          from.content_[1] ^= 1;
+          to.content_[50000] ^= 1;
+          Engine* comparing = nullptr;
+          Comparison comparison(to, [&] { comparing->end_early(); });
+          o.sparse = 0;
+          o.most_zeros = o.request_size;
+          Engine again(from, "A", comparison, "B", o);
+          comparing = &again;
+          again.run();
+          CPPUNIT_ASSERT(!comparison.difference());
+        }
+    // Block status is asked for where that is worth it, and errors name the
+    // side's own place.
+    FakeDisk from(disk(3000000));
+    FakeDisk to(disk(3000000, 0));
+    const std::vector<Range> large = {{0, 0, 1000}, {1000, 2000, 2000000}};
+    EngineOptions o = small_options();
+    o.ranges = &large;
+    Engine engine(from, "A", to, "B", o);
+    engine.run();
+    CPPUNIT_ASSERT(from.started_[Op::extents] >= 2);
+    CPPUNIT_ASSERT(std::equal(from.content_.begin() + 1000,
+                              from.content_.begin() + 2001000,
+                              to.content_.begin() + 2000));
+    to.errors_[Op::write] = EIO;
+    to.fail_from_[Op::write] = 0;
+    const std::vector<Range> one = {{0, 500000, 1000}};
+    o.ranges = &one;
+    from.content_.assign(3000000, 'x');
+    Engine failing(from, "A", to, "B", o);
+    CPPUNIT_ASSERT_EQUAL("B: write at 500000+1000: " + error_text(EIO),
+                         failure([&] { failing.run(); }, EIO));
+  }
+
+  // Before anything is written.
+  void bad_ranges() {
+    const std::pair<Range, const char*> cases[] = {
+        {{100, 0, 901}, "A: the range 100+901 ends behind its size, 1000"},
+        {{1001, 0, 1}, "A: the range 1001+1 ends behind its size, 1000"},
+        {{0, 500, 13}, "B: the range 500+13 ends behind its size, 512"}};
+    for (const auto& [range, text] : cases) {
+      FakeDisk from(disk(1000));
+      FakeDisk to(disk(512, 0));
+      const std::vector<Range> ranges = {{0, 0, 1}, range};
+      EngineOptions o = small_options();
+      o.ranges = &ranges;
+      Engine engine(from, "A", to, "B", o);
+      CPPUNIT_ASSERT_EQUAL(std::string(text),
+                           failure([&] { engine.run(); }, EINVAL));
+      to.traits_.minimum = 512;
+      Engine blocks(from, "A", to, "B", o);
+      CPPUNIT_ASSERT_EQUAL(
+          std::string("A: the range 0+1 is not in blocks of 512 bytes"),
+          failure([&] { blocks.run(); }, EINVAL));
+      CPPUNIT_ASSERT(from.started_.empty() && to.started_.empty());
+    }
+  }
+
   // Block status of servers that do not know what they say.
   void wrong_answers() {
     const std::vector<std::vector<Extent>> answers = {
@@ -687,6 +853,45 @@ class CopyEngineTest : public CPPUNIT_NS::TestFixture {
       text += std::to_string(p.offset) + "+" + std::to_string(p.length) +
               (p.is_zero ? "z " : " ");
     CPPUNIT_ASSERT_MESSAGE(text, wanted == got);
+  }
+
+  // A disk whose size is not in its own blocks: nothing else is asked for.
+  void odd_end() {
+    class Blocks final : public Endpoint {
+     public:
+      explicit Blocks(FakeDisk& disk) : disk_(disk) {}
+      [[nodiscard]] const Traits& traits() const noexcept override {
+        return disk_.traits();
+      }
+      void read(std::uint64_t offset, std::span<char> to, Done done) override {
+        disk_.read(offset, to, std::move(done));
+      }
+      void write(std::uint64_t, std::span<const char>, Done) override {}
+      void zero(std::uint64_t, std::uint64_t, bool, Done) override {}
+      void flush(Done) override {}
+      void extents(
+          std::uint64_t offset, std::uint64_t length,
+          std::function<void(int, std::vector<Extent>)> done) override {
+        CPPUNIT_ASSERT_EQUAL(std::uint64_t{0}, offset % 512);
+        CPPUNIT_ASSERT_EQUAL(std::uint64_t{0}, length % 512);
+        disk_.extents(offset, length, std::move(done));
+      }
+      FakeDisk& disk_;
+    };
+    for (const std::size_t size : {0, 1, 511, 512, 100001})
+      for (const std::uint32_t block : {1, 512}) {
+        FakeDisk content(disk(size));
+        content.traits_.minimum = 512;
+        content.answer_size_ = 5120;
+        Blocks from(content);
+        FakeDisk to(disk(size + 512, 0));
+        to.traits_.minimum = block;
+        Engine engine(from, "A", to, "B", small_options());
+        engine.run();
+        CPPUNIT_ASSERT(std::equal(content.content_.begin(),
+                                  content.content_.end(),
+                                  to.content_.begin()));
+      }
   }
 
   // The first byte that differs is found, in data and in holes, and nothing is
@@ -808,6 +1013,32 @@ class CopyEngineTest : public CPPUNIT_NS::TestFixture {
       reader.detach();
       CPPUNIT_ASSERT(failure([&] { engine.run(); }, EIO)
                          .starts_with("A: read at "));
+    }
+  }
+
+  // Nobody reads what is written, and the copy is ended; also where the file
+  // cannot be opened once more.
+  void stalled_stream() {
+    for (const bool socket : {false, true}) {
+      int ends[2];
+      CPPUNIT_ASSERT_EQUAL(0, socket ? ::socketpair(AF_UNIX, SOCK_STREAM, 0,
+                                                    ends)
+                                     : ::pipe(ends));
+      FakeDisk from(std::vector<char>(3000000, 'x'), true);
+      {
+        StreamEndpoint to{FileDescriptor(ends[1]), true};
+        EngineOptions o = small_options();
+        o.request_size = o.queue_size = 1 << 20;
+        Engine engine(from, "A", to, "-", o);
+        std::thread other([&] {
+          std::this_thread::sleep_for(std::chrono::milliseconds(50));
+          engine.stop();
+        });
+        CPPUNIT_ASSERT_EQUAL(std::string("stopped"),
+                             failure([&] { engine.run(); }, ECANCELED));
+        other.join();
+      }
+      ::close(ends[0]);
     }
   }
 

@@ -10,6 +10,8 @@
 
 // It is part of a program.
 #include "options.cpp"
+// And so is this.
+#include "json.hpp"
 
 using namespace radoscopy;
 
@@ -42,6 +44,7 @@ class CopyOptionsTest : public CPPUNIT_NS::TestFixture {
   CPPUNIT_TEST(targets);
   CPPUNIT_TEST(refused);
   CPPUNIT_TEST(informations);
+  CPPUNIT_TEST(json);
   CPPUNIT_TEST_SUITE_END();
 
   void defaults() {
@@ -57,7 +60,8 @@ class CopyOptionsTest : public CPPUNIT_NS::TestFixture {
     const Options o = parse_options(
         {"-C", "2", "a", "-R3", "--sparse=0", "--request-size", "65536",
          "--queue-size=1M", "-T0", "--progress=7", "--target-is-zero", "b",
-         "--no-extents", "--synchronous", "-v", "--bwlimit=10M"});
+         "--no-extents", "--synchronous", "-v", "--bwlimit=10M",
+         "--iops-limit=100", "--checksum=SHA256,sha512"});
     CPPUNIT_ASSERT_EQUAL(2U, o.connections);
     CPPUNIT_ASSERT_EQUAL(3U, o.requests);
     CPPUNIT_ASSERT_EQUAL(std::uint64_t{0}, o.sparse);
@@ -67,6 +71,10 @@ class CopyOptionsTest : public CPPUNIT_NS::TestFixture {
     CPPUNIT_ASSERT(o.destination_is_zero && !o.extents && o.synchronous);
     CPPUNIT_ASSERT(o.verbose && o.progress);
     CPPUNIT_ASSERT_EQUAL(std::uint64_t{10 << 20}, o.bwlimit);
+    CPPUNIT_ASSERT_EQUAL(std::uint64_t{100}, o.iops_limit);
+    CPPUNIT_ASSERT(o.checksum == (Words{"sha256", "sha512"}));
+    CPPUNIT_ASSERT_EQUAL(std::string("r"),
+                         parse_options({"--ranges=r", "a", "b"}).ranges);
   }
 
   void targets() {
@@ -96,7 +104,10 @@ class CopyOptionsTest : public CPPUNIT_NS::TestFixture {
          {"-C0", "-R0", "-Cx", "-C-1", "--sparse=100", "--sparse=3000",
           "--request-size=2048", "--request-size=5000",
           "--request-size=33554433", "--queue-size=x", "--progress=-1",
-          "--progress=x", "--bwlimit=0", "--create", "--in-place"}) {
+          "--progress=x", "--bwlimit=0", "--iops-limit=0", "--ranges=",
+          "--checksum=", "--checksum=sha256,", "--checksum=sha256,SHA256",
+          "--create",
+          "--in-place"}) {
       const std::string text = refusal({word, "a", "b"});
       CPPUNIT_ASSERT_MESSAGE(word, text != "none" && !text.ends_with('*'));
     }
@@ -105,6 +116,9 @@ class CopyOptionsTest : public CPPUNIT_NS::TestFixture {
     CPPUNIT_ASSERT(refusal({"--create", "--in-place", "a", "rados:p/i"}) !=
                    "none");
     CPPUNIT_ASSERT(refusal({"--json", "a", "-"}) != "none");
+    CPPUNIT_ASSERT(refusal({"--ranges=-", "-", "a"}) != "none");
+    CPPUNIT_ASSERT(refusal({"--ranges=r", "--checksum=sha256", "a", "b"}) !=
+                   "none");
     CPPUNIT_ASSERT(refusal({"--verify=x", "a", "b"}) != "none");
     CPPUNIT_ASSERT(refusal({"--verify=only", "--in-place", "a", "rados:p/i"}) !=
                    "none");
@@ -124,6 +138,29 @@ class CopyOptionsTest : public CPPUNIT_NS::TestFixture {
       end = all.find('\n', at);
       CPPUNIT_ASSERT(usage().find(all.substr(at, end - at)) !=
                      std::string::npos);
+    }
+  }
+
+  // What is not UTF-8 does not stay.
+  void json() {
+    const auto same = [](const std::string& text) {
+      return json_string(text) == '"' + text + '"';
+    };
+    for (const char* const good :
+         {"", "a/b", "\u00e4", "\u20ac", "\U0001d11e",
+          "\xed\x9f\xbf", "\xf4\x8f\xbf\xbf"})
+      CPPUNIT_ASSERT_MESSAGE(good, same(good));
+    CPPUNIT_ASSERT_EQUAL(std::string("\"\\\"\\\\\\u000a\""),
+                         json_string("\"\\\n"));
+    const std::pair<const char*, int> bad[] = {
+        {"\x80", 1},         {"\xc0\x80", 2},         {"\xc3", 1},
+        {"\xe0\x9f\xbf", 3}, {"\xed\xa0\x80", 3},     {"\xe2\x82", 2},
+        {"\xff", 1},         {"\xf0\x8f\xbf\xbf", 4}, {"\xf4\x90\x80\x80", 4}};
+    for (const auto& [text, count] : bad) {
+      std::string wanted = "\"x";
+      for (int i = 0; i < count; ++i) wanted += "\\ufffd";
+      CPPUNIT_ASSERT_EQUAL(wanted + "y\"",
+                           json_string(std::string("x") + text + "y"));
     }
   }
 };

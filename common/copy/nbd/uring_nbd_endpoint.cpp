@@ -106,7 +106,8 @@ bool UringNbdEndpoint::takes(std::uint64_t offset,
                              std::uint64_t length) const noexcept {
   const Traits& t = traits();
   return length != 0 && offset <= t.size && length <= t.size - offset &&
-         offset % t.minimum == 0 && length % t.minimum == 0;
+         offset % t.minimum == 0 &&
+         (length % t.minimum == 0 || length == t.size - offset);
 }
 
 void UringNbdEndpoint::read(std::uint64_t offset, std::span<char> to,

@@ -42,6 +42,7 @@ enum LongOption : int {
   queue_size_option,
   ranges_option,
   request_size_option,
+  retries_option,
   synchronous_option,
   verify_option,
 };
@@ -68,6 +69,7 @@ constexpr struct option long_options[] = {
     {"ranges", required_argument, nullptr, ranges_option},
     {"request-size", required_argument, nullptr, request_size_option},
     {"requests", required_argument, nullptr, 'R'},
+    {"retries", required_argument, nullptr, retries_option},
     {"sparse", required_argument, nullptr, 'S'},
     {"synchronous", no_argument, nullptr, synchronous_option},
     {"target-is-zero", no_argument, nullptr, zero_option},
@@ -228,6 +230,9 @@ void set(Options& options, int option, const char* value) {
     case no_extents_option: options.extents = false; break;
     case no_snapshot_option: break;  // none is taken
     case ranges_option: set_ranges(options, value); break;
+    case retries_option:
+      options.retries = count_of("--retries", value, 0);
+      break;
     case synchronous_option: options.synchronous = true; break;
     case verify_option: set_verify(options, value); break;
     case 'p': set_progress(options, value); break;
@@ -300,6 +305,8 @@ void check(const Options& options) {
   if (to_rados && !options.create && !options.in_place && !only)
     bad(options.destination.text +
         ": --create makes the image, --in-place writes into one that exists");
+  if (options.retries != 0 && options.source.kind != Target::Kind::nbd)
+    bad("--retries is for a source that is an NBD URI");
   if (!options.ranges.empty() && !options.checksum.empty())
     bad("--checksum is of a whole disk, not of --ranges");
   if (options.ranges == "-" && options.source.text == "-")
@@ -322,8 +329,8 @@ std::string usage() {
       "              [--iops-limit=N] [--json] [--no-extents] [--no-snapshot]\n"
       "              [-p|--progress|--progress=FD] [--queue-size=N]\n"
       "              [--ranges=FILE|-] [--request-size=N] [-R N|--requests=N]\n"
-      "              [-S N|--sparse=N] [--synchronous] [-T N|--threads=N]\n"
-      "              [-v|--verbose] [--verify[=only]]\n"
+      "              [--retries=N] [-S N|--sparse=N] [--synchronous]\n"
+      "              [-T N|--threads=N] [-v|--verbose] [--verify[=only]]\n"
       "              SOURCE DESTINATION\n"
       "\n"
       "    SOURCE, DESTINATION := - | FILE | DEVICE | NBD-URI |\n"

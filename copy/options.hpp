@@ -47,6 +47,7 @@ struct Options {
   std::uint64_t bwlimit = 0;  ///< bytes a second; 0: none
   std::uint64_t iops_limit = 0;  ///< requests a second; 0: none
   std::vector<std::string> checksum;  ///< algorithms
+  unsigned retries = 0;  ///< of connecting to a source
   std::string ranges;  ///< file, "-", or "": the whole disk
 };
 

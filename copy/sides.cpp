@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstdio>
 #include <stdexcept>
 #include <thread>
@@ -21,6 +22,7 @@
 #include "copy/null_endpoint.hpp"
 #include "copy/rados_endpoint.hpp"
 #include "copy/rados_uri.hpp"
+#include "copy/retrying_source.hpp"
 #include "copy/stream_endpoint.hpp"
 #include "open/image_config.hpp"
 #include "rados/error.hpp"
@@ -35,6 +37,9 @@ using namespace nbdrados::copy;
 
 /// Operations that are under way in the cluster, at most.
 constexpr std::size_t most_rados_threads = 32;
+
+/// To connect to a server again.
+constexpr std::chrono::seconds longest_attempt{10};
 
 // Files ---------------------------------------------------------------------
 
@@ -131,7 +136,7 @@ std::unique_ptr<NbdServer> connect(NbdTarget target) {
   return std::make_unique<NbdEndpoint>(std::move(target));
 }
 
-void open_nbd(Side& side, const Target& target, const Options& options) {
+NbdTarget nbd_target(const Target& target, const Options& options) {
   NbdTarget how;
   if (target.kind == Target::Kind::nbd)
     how.uri = target.text;
@@ -139,9 +144,32 @@ void open_nbd(Side& side, const Target& target, const Options& options) {
     how.command = target.command;
   how.debug = options.verbose;
   how.use_extents = options.extents;
-  std::unique_ptr<NbdServer> server = connect(std::move(how));
+  return how;
+}
+
+void open_nbd(Side& side, const Target& target, const Options& options) {
+  std::unique_ptr<NbdServer> server = connect(nbd_target(target, options));
   side.engine = server->engine();
   side.endpoint = std::move(server);
+}
+
+/// Makes a source, on `connections`, one that is connected to again.
+void retry_source(Side& source, const Options& options, unsigned connections) {
+  NbdTarget how = nbd_target(options.source, options);
+  how.time_limit = longest_attempt;
+  RetryingSource::Options retrying;
+  retrying.retries = options.retries;
+  retrying.log = [name = source.name](const std::string& line) {
+    complain(about(name, line));
+  };
+  source.endpoint = std::make_unique<RetryingSource>(
+      std::move(source.endpoint),
+      [how, connections] {
+        std::unique_ptr<NbdServer> server = connect(how);
+        server->connect_more(connections);
+        return server;
+      },
+      std::move(retrying));
 }
 
 /// Whether what is copied from one server to the other may go unseen, in
@@ -150,7 +178,7 @@ bool may_relay(const Options& options, const Endpoint& source,
                const Endpoint& destination) {
   return (options.sparse == 0 || options.allocated) &&
          options.verify == Options::Verify::no && options.checksum.empty() &&
-         options.ranges.empty() &&
+         options.ranges.empty() && options.retries == 0 &&
          source.traits().size % destination.traits().minimum == 0 &&
          source.traits().size % source.traits().minimum == 0;
 }
@@ -395,6 +423,7 @@ Joined join(const Options& options, Side& source, Side& destination) {
   const unsigned count = joined.connections;
   if (from != nullptr) naming(source, [&] { from->connect_more(count); });
   if (to != nullptr) naming(destination, [&] { to->connect_more(count); });
+  if (options.retries != 0) retry_source(source, options, count);
   if (auto relay = make_relay(options, source, destination))
     joined.move = [relay = std::move(relay)](std::uint64_t offset,
                                              std::uint32_t length,

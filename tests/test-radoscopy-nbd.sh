@@ -9,7 +9,7 @@
 source "$(dirname "$0")/functions.sh" || exit 1
 requires_program nbdkit qemu-nbd qemu-img jq python3
 requires nbdkit --filter=blocksize-policy --filter=delay --filter=log \
-  --filter=nozero memory --version
+  --filter=nozero --filter=rate memory --version
 requires nbdkit eval --version
 requires_built "$builddir/copy/radoscopy"
 radoscopy=("$builddir/run" radoscopy)
@@ -396,6 +396,31 @@ b = open(sys.argv[1], "rb").read()
 sys.stdout.buffer.write(b"".join(b[i:i+16] for i in range(2000000, -1, -16)))' \
   "$tmp/disk") <(tail -c 2000016 "$tmp/plain") || die "many ranges"
 stop_nbdkit
+
+say "a source whose connection is lost"
+# The server is killed in the middle, and comes again at the same place.
+engine=retries
+fill_file "$tmp/copy" "$size" 142
+serve --filter=log --filter=rate file "$tmp/disk" rate=40M \
+  logfile="$tmp/reads"
+source_uri=$served
+source_socket=$socket
+lose() {
+  wait_until 30 grep -q "Read.*offset=0x[4-9a-f].....[ ]" "$tmp/reads"
+  kill -9 "$nbdkit_pid"
+  sleep 0.3
+  rm -f "$source_socket"
+  "${nbdkit[@]}" -f -U "$source_socket" file "$tmp/disk" >/dev/null 2>&1 &
+  echo $! >"$tmp/again.pid"
+}
+destination_uri=$tmp/copied
+at_exit "kill -9 \$(cat '$tmp/again.pid') 2>/dev/null"
+lose &
+copies --retries=5 --request-size=64K --no-extents -C 2 -T 2
+wait "$!"
+assert_same_bytes "$tmp/disk" "$tmp/copied" "--retries"
+assert_match "connected again" "$(cat "$tmp/copy.err")" "--retries"
+kill -9 "$(cat "$tmp/again.pid")"
 
 say "TLS"
 if nbdkit --dump-config | grep -q ^tls=yes; then

@@ -31,6 +31,7 @@
 #include "copy/file_descriptor.hpp"
 #include "copy/file_endpoint.hpp"
 #include "copy/rados_uri.hpp"
+#include "copy/retrying_source.hpp"
 #include "copy/stream_endpoint.hpp"
 #include "copy/walk.hpp"
 #include "rados/error.hpp"
@@ -297,6 +298,8 @@ class CopyEngineTest : public CPPUNIT_NS::TestFixture {
   CPPUNIT_TEST(pieces);
   CPPUNIT_TEST(odd_end);
   CPPUNIT_TEST(comparisons);
+  CPPUNIT_TEST(lost_connections);
+  CPPUNIT_TEST(lost_for_good);
   CPPUNIT_TEST(streams);
   CPPUNIT_TEST(broken_stream);
   CPPUNIT_TEST(stalled_stream);
@@ -924,6 +927,80 @@ class CopyEngineTest : public CPPUNIT_NS::TestFixture {
           CPPUNIT_ASSERT_EQUAL(0U, to.started_[Op::write]);
           CPPUNIT_ASSERT(!to.unaligned_);
         }
+  }
+
+  /// A source that loses its connection, and what it has at each time; null: it
+  /// cannot be connected to.
+  static std::unique_ptr<Endpoint> next_of(
+      std::vector<std::unique_ptr<FakeDisk>>& disks) {
+    std::unique_ptr<FakeDisk> next = std::move(disks.front());
+    disks.erase(disks.begin());
+    if (!next) throw Error(ECONNREFUSED, "refused");
+    return next;
+  }
+  static std::unique_ptr<FakeDisk> losing(std::size_t size, bool late, Op op,
+                                          unsigned from) {
+    auto made = std::make_unique<FakeDisk>(disk(size), late);
+    made->answer_size_ = 20000;
+    made->errors_[op] = late ? ECONNRESET : EPIPE;
+    if (from != 0) made->fail_from_[op] = from - 1;
+    return made;
+  }
+  static RetryingSource::Options retries(unsigned n) {
+    RetryingSource::Options o;
+    o.retries = n;
+    o.pause = std::chrono::milliseconds(1);
+    return o;
+  }
+
+  void lost_connections() {
+    for (const bool late : {false, true})
+      for (const Op op : {Op::read, Op::extents}) {
+        std::vector<std::unique_ptr<FakeDisk>> disks;
+        for (const unsigned from : {1, 3, 1, 0})
+          disks.push_back(losing(300001, late, op, from));
+        disks.insert(disks.begin() + 1, nullptr);
+        auto first = next_of(disks);
+        RetryingSource source(std::move(first),
+                              [&] { return next_of(disks); }, retries(3));
+        FakeDisk to(disk(300001, 0), late);
+        Engine engine(source, "A", to, "B", small_options());
+        engine.run();
+        CPPUNIT_ASSERT(disks.empty());
+        CPPUNIT_ASSERT(to.content_ == disk(300001));
+      }
+  }
+
+  void lost_for_good() {
+    // Too often; another disk; an error that is the server's; cancelled.
+    for (const int kind : {0, 1, 2, 3})
+      for (const bool late : {false, true}) {
+        std::vector<std::unique_ptr<FakeDisk>> disks;
+        disks.push_back(losing(300001, late, Op::read, 5));
+        if (kind == 2) disks.back()->errors_[Op::read] = EIO;
+        for (int i = 0; i < 100; ++i)
+          disks.push_back(kind == 1 ? losing(300002, late, Op::read, 0)
+                                    : nullptr);
+        auto first = next_of(disks);
+        RetryingSource source(std::move(first),
+                              [&] { return next_of(disks); },
+                              retries(kind == 3 ? 1000 : 2));
+        FakeDisk to(disk(300001, 0), late);
+        Engine engine(source, "A", to, "B", small_options());
+        std::thread other([&] {
+          if (kind != 3) return;
+          std::this_thread::sleep_for(std::chrono::milliseconds(20));
+          engine.stop();
+        });
+        const int code = kind == 2 ? EIO : kind == 3 ? ECANCELED : ECONNRESET;
+        const std::string text = failure([&] { engine.run(); }, code);
+        other.join();
+        const char* const wanted[] = {"(refused)", "another disk", "A: read",
+                                      "stopped"};
+        CPPUNIT_ASSERT_MESSAGE(text,
+                               text.find(wanted[kind]) != std::string::npos);
+        CPPUNIT_ASSERT_EQUAL(kind == 2, disks.size() == 100);
+      }
   }
 
   static std::vector<char> read_all(int fd) {

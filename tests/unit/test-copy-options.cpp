@@ -105,7 +105,8 @@ class CopyOptionsTest : public CPPUNIT_NS::TestFixture {
           "--request-size=2048", "--request-size=5000",
           "--request-size=33554433", "--queue-size=x", "--progress=-1",
           "--progress=x", "--bwlimit=0", "--iops-limit=0", "--ranges=",
-          "--checksum=", "--checksum=sha256,", "--checksum=sha256,SHA256",
+          "--retries=-1", "--retries=3", "--checksum=", "--checksum=sha256,",
+          "--checksum=sha256,SHA256",
           "--create",
           "--in-place"}) {
       const std::string text = refusal({word, "a", "b"});

@@ -20,6 +20,24 @@ void throw_nbd_error() {
   throw Error(code == 0 ? EIO : code, text != nullptr ? text : "libnbd");
 }
 
+namespace {
+
+void connect_in_time(nbd_handle* nbd, const NbdTarget& target) {
+  const auto end = std::chrono::steady_clock::now() + target.time_limit;
+  check_nbd(nbd_aio_connect_uri(nbd, target.uri.c_str()));
+  while (nbd_aio_is_connecting(nbd) > 0) {
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(
+        end - std::chrono::steady_clock::now());
+    if (left.count() <= 0)
+      throw Error(ETIMEDOUT, "the server does not answer");
+    check_nbd(nbd_poll(nbd, static_cast<int>(left.count())));
+  }
+  if (nbd_aio_is_ready(nbd) != 1)
+    throw Error(ECONNRESET, "the server has closed the connection");
+}
+
+}  // namespace
+
 NbdHandle connect_nbd(const NbdTarget& target,
                       [[maybe_unused]] bool plain_requests) {
   NbdHandle handle(nbd_create());
@@ -35,7 +53,10 @@ NbdHandle connect_nbd(const NbdTarget& target,
   if (target.command.empty()) {
     // For a file with the keys of TLS, as nbdcopy.
     nbd_set_uri_allow_local_file(nbd, true);
-    check_nbd(nbd_connect_uri(nbd, target.uri.c_str()));
+    if (target.time_limit.count() == 0)
+      check_nbd(nbd_connect_uri(nbd, target.uri.c_str()));
+    else
+      connect_in_time(nbd, target);
   } else {
     std::vector<char*> argv;
     for (const std::string& word : target.command)

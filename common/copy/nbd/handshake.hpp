@@ -6,6 +6,7 @@
 #ifndef NBDRADOS_COPY_NBD_HANDSHAKE_HPP
 #define NBDRADOS_COPY_NBD_HANDSHAKE_HPP
 
+#include <chrono>
 #include <memory>
 #include <string>
 #include <vector>
@@ -20,6 +21,8 @@ struct NbdTarget {
   std::vector<std::string> command = {};  ///< a server to start, with arguments
   bool debug = false;                     ///< libnbd prints what it does
   bool use_extents = true;
+  /// For connecting to a URI, besides what finding the host takes; 0: none.
+  std::chrono::milliseconds time_limit{0};
 };
 
 struct CloseNbd {

@@ -22,8 +22,8 @@ namespace nbdrados::copy::nbd {
 
 /// Reads and writes are at most traits().maximum bytes; who copies sees to it.
 /// A range that is empty, no multiple of traits().minimum, or reaches behind
-/// traits().size ends with EINVAL, as it would by the server.  One that ends with
-/// a disk whose size is no multiple is left to the server.
+/// traits().size ends with EINVAL, as it would by the server.  One that ends
+/// with a disk whose size is no multiple is left to the server.
 ///
 /// Errors are those that the server sent, as an errno; when a connection
 /// breaks, all of its requests end with ECONNRESET (the server has gone),

@@ -166,6 +166,17 @@ rbd namespace create rbd/ns
 copy --create -- [ nbdkit file disk.img ] "$(image ns/three)"
 same_export rbd/ns/three disk.img "server to namespace"
 copy -- "$(image ns/three)" [ nbdkit memory 100M ]
+printf '0 1M 4097\n1 0 1\n' >ranges
+copy --create=size=2M --ranges=ranges --verify odd.img "$(image parts)"
+truncate -s 2M parts.img
+dd if=odd.img of=parts.img bs=1M seek=1 conv=notrunc status=none
+dd if=odd.img of=parts.img bs=1 skip=1 count=1 conv=notrunc status=none
+same_export rbd/parts parts.img "ranges into a new image"
+echo 0 0 2097153 >ranges
+expect_fail "parts2: the range 0\+2097153 ends behind its size, 2097152" \
+  "${radoscopy[@]}" --create=size=2M --ranges=ranges disk.img \
+  "$(image parts2)"
+rbd rm --no-progress rbd/parts
 expect_fail "one: .*the image exists; --in-place" \
   "${radoscopy[@]}" --create odd.img "$(image one)"
 expect_fail "one@s: --create .*no '@'" \

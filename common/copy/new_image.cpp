@@ -14,7 +14,7 @@ namespace nbdrados::copy {
 
 namespace {
 
-/// Object sets whose removal is one step.
+/// Objects whose removal is one step.
 constexpr std::uint64_t removed_at_once = 256;
 
 std::optional<ImageIdentity> find_image(
@@ -81,8 +81,10 @@ void NewImage::discard(const std::function<void()>& tick) {
   try {
     if (image_) {
       const std::uint64_t size = image_->size();
+      const Layout& layout = image_->traits().layout;
       const std::uint64_t part =
-          removed_at_once * image_->traits().layout.object_set_size();
+          std::max<std::uint64_t>(removed_at_once / layout.stripe_count(), 1) *
+          layout.object_set_size();
       for (std::uint64_t at = 0; at < size; tick()) {
         const std::uint64_t n = std::min(part, size - at);
         image_->zero(n, at, Image::Zero::free);

@@ -108,7 +108,10 @@ class FakeDisk final : public Endpoint {
             Done done) override {
     may_trim_ = may_trim;
     start(Op::zero, offset, length, std::move(done), [this, offset, length] {
-      zeroed_.emplace_back(offset, length);
+      {
+        const std::scoped_lock lock(mutex_);
+        zeroed_.emplace_back(offset, length);
+      }
       std::fill_n(content_.begin() + static_cast<std::ptrdiff_t>(offset),
                   length, '\0');
     });
@@ -1086,7 +1089,7 @@ class CopyEngineTest : public CPPUNIT_NS::TestFixture {
       from.fail_from_[Op::read] = 4;
       StreamEndpoint to(FileDescriptor(ends[1]), true);
       Engine engine(from, "A", to, "-", small_options());
-      std::thread reader([&] { (void)read_all(ends[0]); });
+      std::thread reader([fd = ends[0]] { (void)read_all(fd); });
       reader.detach();
       CPPUNIT_ASSERT(failure([&] { engine.run(); }, EIO)
                          .starts_with("A: read at "));

@@ -11,12 +11,12 @@
 #include <utility>
 
 #include "image/image_format.hpp"
-#include "image/image_state.hpp"
-#include "image/metadata.hpp"
 #include "image/options.hpp"
 #include "image/parent_link.hpp"
+#include "image/state/image_state.hpp"
+#include "image/state/metadata.hpp"
+#include "image/state/view.hpp"
 #include "image/status/known_extents.hpp"
-#include "image/view.hpp"
 #include "rados/object_store.hpp"
 
 namespace nbdrados {

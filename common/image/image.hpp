@@ -59,9 +59,9 @@
 #include "image/io/writer.hpp"
 #include "image/options.hpp"
 #include "image/ownership/maintenance.hpp"
+#include "image/state/view.hpp"
 #include "image/status/block_status.hpp"
 #include "image/status/map_learner.hpp"
-#include "image/view.hpp"
 
 namespace nbdrados {
 

@@ -13,7 +13,7 @@
 #include <string>
 
 #include "coherence/boot_clock.hpp"
-#include "image/view.hpp"
+#include "image/state/view.hpp"
 
 namespace nbdrados {
 

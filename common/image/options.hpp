@@ -10,8 +10,8 @@
 #include <string>
 
 #include "image/ownership/lock_mode.hpp"
+#include "image/state/view.hpp"
 #include "image/status/extents_mode.hpp"
-#include "image/view.hpp"
 #include "image/worker_pool.hpp"
 
 namespace nbdrados {

@@ -12,7 +12,7 @@
 
 #include "image/image_format.hpp"
 #include "image/options.hpp"
-#include "image/view.hpp"
+#include "image/state/view.hpp"
 #include "rados/error.hpp"
 
 namespace nbdrados {

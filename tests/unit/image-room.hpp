@@ -22,7 +22,7 @@
 #include "fake-format.hpp"
 #include "image/core.hpp"
 #include "image/options.hpp"
-#include "image/view.hpp"
+#include "image/state/view.hpp"
 #include "image/worker_pool.hpp"
 #include "rados/error.hpp"
 #include "rados/fault_store.hpp"

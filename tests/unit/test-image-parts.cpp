@@ -19,8 +19,8 @@
 #include <vector>
 
 #include "image/chunks.hpp"
-#include "image/published.hpp"
-#include "image/view.hpp"
+#include "image/state/published.hpp"
+#include "image/state/view.hpp"
 #include "image/worker_pool.hpp"
 #include "rados/error.hpp"
 

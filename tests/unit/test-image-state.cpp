@@ -14,8 +14,8 @@
 #include <thread>
 #include <vector>
 
-#include "image/image_state.hpp"
-#include "image/write_gate.hpp"
+#include "image/state/image_state.hpp"
+#include "image/state/write_gate.hpp"
 #include "rados/error.hpp"
 
 using namespace nbdrados;

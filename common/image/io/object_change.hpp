@@ -33,7 +33,7 @@
 #include <utility>
 
 #include "image/core.hpp"
-#include "image/view.hpp"
+#include "image/state/view.hpp"
 #include "rados/error.hpp"
 #include "rados/object_store.hpp"
 

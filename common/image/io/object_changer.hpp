@@ -12,7 +12,7 @@
 #include "image/io/object_change.hpp"
 #include "image/io/object_guards.hpp"
 #include "image/io/reader.hpp"
-#include "image/view.hpp"
+#include "image/state/view.hpp"
 
 namespace nbdrados {
 

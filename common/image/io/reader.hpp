@@ -10,8 +10,8 @@
 #include <span>
 
 #include "image/core.hpp"
+#include "image/state/view.hpp"
 #include "image/status/map_learner.hpp"
-#include "image/view.hpp"
 #include "rados/object_store.hpp"
 
 namespace nbdrados {

@@ -16,7 +16,7 @@
 #include "image/io/reader.hpp"
 #include "image/io/write_merger.hpp"
 #include "image/ownership/caretaker.hpp"
-#include "image/view.hpp"
+#include "image/state/view.hpp"
 
 namespace nbdrados {
 

@@ -9,7 +9,7 @@
 #include <system_error>
 #include <utility>
 
-#include "image/verdict.hpp"
+#include "image/state/verdict.hpp"
 #include "rados/error.hpp"
 #include "rbd/watch_notify.hpp"
 

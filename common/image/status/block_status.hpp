@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "image/core.hpp"
-#include "image/view.hpp"
+#include "image/state/view.hpp"
 #include "layout/layout.hpp"
 
 namespace nbdrados {

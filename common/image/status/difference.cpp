@@ -8,7 +8,7 @@
 #include <optional>
 
 #include "image/chunks.hpp"
-#include "image/verdict.hpp"
+#include "image/state/verdict.hpp"
 #include "layout/ranges.hpp"
 #include "layout/sectors.hpp"
 #include "rados/error.hpp"

@@ -3,8 +3,8 @@
 // Reads an image's metadata, when a client comes, when something has changed,
 // and when a request must know whether what it found is true.
 
-#ifndef NBDRADOS_IMAGE_METADATA_HPP
-#define NBDRADOS_IMAGE_METADATA_HPP
+#ifndef NBDRADOS_IMAGE_STATE_METADATA_HPP
+#define NBDRADOS_IMAGE_STATE_METADATA_HPP
 
 #include <atomic>
 #include <chrono>
@@ -14,9 +14,9 @@
 #include <string>
 
 #include "image/image_format.hpp"
-#include "image/image_state.hpp"
 #include "image/parent_link.hpp"
-#include "image/view.hpp"
+#include "image/state/image_state.hpp"
+#include "image/state/view.hpp"
 
 namespace nbdrados {
 

@@ -3,8 +3,8 @@
 // What requests know of an image: what never changes (ImageTraits), and what
 // can (View).
 
-#ifndef NBDRADOS_IMAGE_VIEW_HPP
-#define NBDRADOS_IMAGE_VIEW_HPP
+#ifndef NBDRADOS_IMAGE_STATE_VIEW_HPP
+#define NBDRADOS_IMAGE_STATE_VIEW_HPP
 
 #include <cstdint>
 #include <memory>

@@ -2,8 +2,8 @@
 //
 // Where writers wait until they may go on, or are told that they may not.
 
-#ifndef NBDRADOS_IMAGE_WRITE_GATE_HPP
-#define NBDRADOS_IMAGE_WRITE_GATE_HPP
+#ifndef NBDRADOS_IMAGE_STATE_WRITE_GATE_HPP
+#define NBDRADOS_IMAGE_STATE_WRITE_GATE_HPP
 
 #include <condition_variable>
 #include <cstdint>

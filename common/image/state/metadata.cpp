@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
 
-#include "image/metadata.hpp"
+#include "image/state/metadata.hpp"
 
 #include <cerrno>
 #include <memory>
 #include <utility>
 
-#include "image/verdict.hpp"
+#include "image/state/verdict.hpp"
 
 namespace nbdrados {
 

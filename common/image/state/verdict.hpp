@@ -2,8 +2,8 @@
 //
 // What an error of reading an image's metadata means for the image.
 
-#ifndef NBDRADOS_IMAGE_VERDICT_HPP
-#define NBDRADOS_IMAGE_VERDICT_HPP
+#ifndef NBDRADOS_IMAGE_STATE_VERDICT_HPP
+#define NBDRADOS_IMAGE_STATE_VERDICT_HPP
 
 #include <cerrno>
 

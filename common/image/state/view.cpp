@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 
-#include "image/view.hpp"
+#include "image/state/view.hpp"
 
 #include <cerrno>
 

@@ -18,8 +18,8 @@
 // flip of `bank_` use the other bank, so the one waited for drains.  (The
 // scheme is that of sleepable RCU, torvalds/linux: kernel/rcu/srcutree.c.)
 
-#ifndef NBDRADOS_IMAGE_PUBLISHED_HPP
-#define NBDRADOS_IMAGE_PUBLISHED_HPP
+#ifndef NBDRADOS_IMAGE_STATE_PUBLISHED_HPP
+#define NBDRADOS_IMAGE_STATE_PUBLISHED_HPP
 
 #include <array>
 #include <atomic>

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
 
-#include "image/image_state.hpp"
+#include "image/state/image_state.hpp"
 
 #include <cerrno>
 #include <utility>
 
-#include "image/verdict.hpp"
+#include "image/state/verdict.hpp"
 
 namespace nbdrados {
 

@@ -18,8 +18,8 @@
 // The object map in a View, what is known of objects and what caches above may
 // keep last no longer than the tenure, because publish() derives them from it.
 
-#ifndef NBDRADOS_IMAGE_IMAGE_STATE_HPP
-#define NBDRADOS_IMAGE_IMAGE_STATE_HPP
+#ifndef NBDRADOS_IMAGE_STATE_IMAGE_STATE_HPP
+#define NBDRADOS_IMAGE_STATE_IMAGE_STATE_HPP
 
 #include <atomic>
 #include <memory>
@@ -30,10 +30,10 @@
 #include "coherence/boot_clock.hpp"
 #include "coherence/coherence.hpp"
 #include "image/options.hpp"
-#include "image/published.hpp"
+#include "image/state/published.hpp"
+#include "image/state/view.hpp"
+#include "image/state/write_gate.hpp"
 #include "image/status/known_extents.hpp"
-#include "image/view.hpp"
-#include "image/write_gate.hpp"
 #include "rados/error.hpp"
 
 namespace nbdrados {

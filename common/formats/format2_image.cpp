@@ -3,9 +3,7 @@
 // RBD format 2: rbd_id.NAME holds the id, rbd_header.ID the metadata, behind
 // the `rbd` object class.
 
-#include <algorithm>
 #include <cerrno>
-#include <chrono>
 #include <utility>
 
 #include "formats/format2_snapshots.hpp"
@@ -74,23 +72,6 @@ class HeaderRead {
   std::vector<MethodCall> calls_;
   std::vector<std::string> outputs_;
 };
-
-/// All snapshots of an image, newest first.
-std::vector<Format2Snapshot> read_snapshots(const Pool& pool,
-                                            const std::string& oid,
-                                            const SnapContext& snapc) {
-  Batch batch({.deadline = std::chrono::steady_clock::now() + pool.timeout(),
-               .patience = pool.timeout(),
-               .in_flight = 4});
-  HeaderSnapshots found;
-  add_snapshots(batch, *pool.store, oid, snapc.snaps, found);
-  batch.run();
-  if (found.error != 0)
-    fail(found.error, "cannot read header object " + oid + " (snapshot_get)");
-  std::sort(found.snapshots.begin(), found.snapshots.end(),
-            [](const auto& a, const auto& b) { return a.id > b.id; });
-  return std::move(found.snapshots);
-}
 
 /// Finds snapshots of an image by their names.
 class SnapshotFinder {

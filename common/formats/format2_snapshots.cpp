@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstddef>
 #include <memory>
+#include <utility>
 
 #include "rados/error.hpp"
 
@@ -52,6 +54,23 @@ void add_snapshots(Batch& batch, ObjectStore& store,
           }
         });
   }
+}
+
+std::vector<Format2Snapshot> read_snapshots(const Pool& pool,
+                                            const std::string& header_oid,
+                                            const SnapContext& snapc) {
+  Batch batch({.deadline = std::chrono::steady_clock::now() + pool.timeout(),
+               .patience = pool.timeout(),
+               .in_flight = 4});
+  HeaderSnapshots found;
+  add_snapshots(batch, *pool.store, header_oid, snapc.snaps, found);
+  batch.run();
+  if (found.error != 0)
+    fail(found.error,
+         "cannot read header object " + header_oid + " (snapshot_get)");
+  std::sort(found.snapshots.begin(), found.snapshots.end(),
+            [](const auto& a, const auto& b) { return a.id > b.id; });
+  return std::move(found.snapshots);
 }
 
 }  // namespace nbdrados

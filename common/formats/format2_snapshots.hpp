@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "formats/formats.hpp"
 #include "rados/batch.hpp"
 #include "rados/object_store.hpp"
 #include "rbd/format2.hpp"
@@ -27,6 +28,10 @@ struct HeaderSnapshots {
 void add_snapshots(Batch& batch, ObjectStore& store,
                    const std::string& header_oid, std::span<const SnapId> ids,
                    HeaderSnapshots& into);
+
+/// All snapshots of an image, newest first, whoever's they are.  Throws Error.
+[[nodiscard]] std::vector<Format2Snapshot> read_snapshots(
+    const Pool& pool, const std::string& header_oid, const SnapContext& snapc);
 
 }  // namespace nbdrados
 

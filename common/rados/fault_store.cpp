@@ -60,6 +60,10 @@ std::string_view to_string(FaultStore::Kind kind) noexcept {
       return "list_watchers";
     case FaultStore::Kind::list_snaps:
       return "list_snaps";
+    case FaultStore::Kind::make_snap_id:
+      return "make_snap_id";
+    case FaultStore::Kind::release_snap_id:
+      return "release_snap_id";
   }
   return "?";
 }
@@ -455,6 +459,16 @@ int FaultStore::map_extents(const std::string& oid, std::uint64_t offset,
                  [&](const Fault&) {
                    return base_.map_extents(oid, offset, length, snap, out);
                  });
+}
+
+int FaultStore::make_snap_id(SnapId* snap) {
+  return run_now({.kind = Kind::make_snap_id},
+                 [&](const Fault&) { return base_.make_snap_id(snap); });
+}
+
+int FaultStore::release_snap_id(SnapId snap) {
+  return run_now({.kind = Kind::release_snap_id, .snap = snap},
+                 [&](const Fault&) { return base_.release_snap_id(snap); });
 }
 
 std::unique_ptr<Pending> FaultStore::list_watchers(

@@ -65,6 +65,8 @@ class FaultStore : public ObjectStore {
     list,
     list_watchers,
     list_snaps,
+    make_snap_id,
+    release_snap_id,
   };
 
   /// What shall happen to which operations.
@@ -97,7 +99,7 @@ class FaultStore : public ObjectStore {
     std::string oid = {};
     std::uint64_t offset = 0;  // of read and map_extents
     std::uint64_t length = 0;  // of these, and the limit of read_all
-    SnapId snap = snap_head;   // of read, stat and map_extents
+    SnapId snap = snap_head;   // of read, stat, map_extents, release_snap_id
     SnapContext snapc = {};    // of write
     std::vector<WriteOp::Kind> steps = {};  // of write
     std::string method = {};                // of exec: "class.method", or some
@@ -189,6 +191,8 @@ class FaultStore : public ObjectStore {
       const std::string& oid, std::uint64_t* version) override;
   [[nodiscard]] std::unique_ptr<Pending> list_snaps(const std::string& oid,
                                                     SnapSet* out) override;
+  [[nodiscard]] int make_snap_id(SnapId* snap) override;
+  [[nodiscard]] int release_snap_id(SnapId snap) override;
   [[nodiscard]] std::vector<std::string> list(
       const std::function<bool(std::string_view)>& wanted,
       const std::function<void(const std::string&)>& log) override;

@@ -628,6 +628,31 @@ int MemoryStore::map_extents(const std::string& oid, std::uint64_t offset,
   return 0;
 }
 
+int MemoryStore::make_snap_id(SnapId* snap) {
+  const std::scoped_lock lock(mutex_);
+  for (const auto& [oid, entry] : objects_)
+    last_snap_ = std::max(last_snap_, entry.seq);
+  *snap = ++last_snap_;
+  snap_ids_.insert(*snap);
+  return 0;
+}
+
+int MemoryStore::release_snap_id(SnapId snap) {
+  const std::scoped_lock lock(mutex_);
+  snap_ids_.erase(snap);
+  for (auto& [oid, entry] : objects_) {
+    for (Clone& clone : entry.clones) std::erase(clone.snaps, snap);
+    std::erase_if(entry.clones,
+                  [](const Clone& clone) { return clone.snaps.empty(); });
+  }
+  return 0;
+}
+
+std::set<SnapId> MemoryStore::snap_ids() {
+  const std::scoped_lock lock(mutex_);
+  return snap_ids_;
+}
+
 std::unique_ptr<Pending> MemoryStore::list_snaps(const std::string& oid,
                                                  SnapSet* out) {
   const std::scoped_lock lock(mutex_);

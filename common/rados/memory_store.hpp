@@ -47,6 +47,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -195,9 +196,14 @@ class MemoryStore : public ObjectStore {
   /// What the next version still has are all bytes that are equal.
   [[nodiscard]] std::unique_ptr<Pending> list_snaps(const std::string& oid,
                                                     SnapSet* out) override;
+  [[nodiscard]] int make_snap_id(SnapId* snap) override;
+  [[nodiscard]] int release_snap_id(SnapId snap) override;
   [[nodiscard]] std::vector<std::string> list(
       const std::function<bool(std::string_view)>& wanted,
       const std::function<void(const std::string&)>& log) override;
+
+  /// The ids that have been given out and not been taken back.
+  [[nodiscard]] std::set<SnapId> snap_ids();
 
  private:
   class MemoryWatch;
@@ -258,6 +264,8 @@ class MemoryStore : public ObjectStore {
   std::map<std::uint64_t, Notification> notifications_;  // by notify id
   std::uint64_t last_id_ = 0;
   std::uint64_t last_version_ = 0;
+  SnapId last_snap_ = 0;
+  std::set<SnapId> snap_ids_;
   std::vector<std::jthread> callbacks_;  // last: joined first
 };
 

@@ -367,6 +367,17 @@ class ObjectStore {
   [[nodiscard]] virtual std::unique_ptr<Pending> list_snaps(
       const std::string& oid, SnapSet* out) = 0;
 
+  /// Gives out an id for a snapshot of this pool's objects, larger than all
+  /// before it.  One that is never used costs nothing.  Blocks, because it is
+  /// the monitors who do it (librados bounds that by rados_mon_op_timeout).
+  /// Returns 0 or a negative errno: -EPERM, -ETIMEDOUT, -EINVAL: the pool has
+  /// snapshots of the whole pool.
+  [[nodiscard]] virtual int make_snap_id(SnapId* snap) = 0;
+  /// Takes it back, for ever: what only this snapshot needs is removed from the
+  /// pool.  Blocks as make_snap_id.  Returns 0 or a negative errno; that it has
+  /// been taken back already is none.
+  [[nodiscard]] virtual int release_snap_id(SnapId snap) = 0;
+
   /// Names of objects of the pool and namespace that `wanted` accepts, in any
   /// order.  That is for people to choose from.  It proves nothing, above all
   /// not that an object is absent (see block_status.cpp): only asking for the

@@ -213,6 +213,18 @@ std::string encode_format1(const Format1Header& header) {
   return out.take();
 }
 
+std::string encode_snap_add(std::string_view name, SnapId snap) {
+  Encoder out;
+  out.string(name).u64(snap);
+  return out.take();
+}
+
+std::string encode_snap_remove(std::string_view name) {
+  Encoder out;
+  out.string(name);
+  return out.take();
+}
+
 std::string format1_header_oid(std::string_view image) {
   std::string oid(image);
   oid += ".rbd";

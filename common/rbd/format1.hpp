@@ -90,6 +90,12 @@ struct Format1Header {
 /// refuse.
 [[nodiscard]] std::string encode_format1(const Format1Header& header);
 
+/// Input of the methods snap_add and snap_remove of the class rbd, which change
+/// a header.  ESTALE: the header has seen a later id; EEXIST: it has a snapshot
+/// of that name; ENOENT: it has none.
+[[nodiscard]] std::string encode_snap_add(std::string_view name, SnapId snap);
+[[nodiscard]] std::string encode_snap_remove(std::string_view name);
+
 /// The name of the header object: "NAME.rbd".
 [[nodiscard]] std::string format1_header_oid(std::string_view image);
 

@@ -282,6 +282,7 @@ Format2Snapshot decode_snapshot_get(std::string_view bytes) {
   snap.size = image_size(in, "snapshot image size");
   snap.created = in.u32("snapshot time");
   static_cast<void>(in.u32("snapshot time (nanoseconds)"));
+  snap.children = in.u32("count of children");
   return snap;
 }
 
@@ -331,6 +332,13 @@ std::map<std::string, std::string> decode_metadata_list(
 std::string decode_metadata_get(std::string_view bytes) {
   Decoder in(bytes, "metadata_get");
   return in.string("value");
+}
+
+std::string encode_snapshot_add(std::string_view name, SnapId snap) {
+  Encoder out;
+  out.string(name).u64(snap);
+  out.frame(1, 1, [&] { out.u32(namespace_user); });
+  return out.take();
 }
 
 std::string encode_set_flags(SnapId snap, std::uint64_t flags,

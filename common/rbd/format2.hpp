@@ -104,6 +104,8 @@ struct Format2Snapshot {
   std::string original_name;
   /// Seconds since 1970; 0 where unknown.
   std::uint64_t created = 0;
+  /// Clones of it that need no protection of it (clone format 2).
+  std::uint32_t children = 0;
   bool operator==(const Format2Snapshot&) const = default;
 };
 
@@ -142,8 +144,9 @@ struct Format2Core {
 
 // --- inputs ---------------------------------------------------------------
 
-/// For get_size, get_flags, parent_overlap_get, snapshot_get and
-/// get_snapshot_name.  snap_head is the present.
+/// For get_size, get_flags, parent_overlap_get, snapshot_get,
+/// get_snapshot_name, snapshot_trash_add and snapshot_remove.  snap_head is the
+/// present.
 [[nodiscard]] std::string encode_snap_id(SnapId snap);
 /// For get_features.  `read_only`: ask for what is incompatible for reading.
 [[nodiscard]] std::string encode_get_features(SnapId snap, bool read_only);
@@ -220,6 +223,12 @@ decode_get_stripe_unit_count(std::string_view bytes);
 /// flags (flag_object_map_invalid, ...) become as in `flags`.
 [[nodiscard]] std::string encode_set_flags(SnapId snap, std::uint64_t flags,
                                            std::uint64_t mask);
+
+/// Input of snapshot_add, for a user's snapshot.  ESTALE: the header has seen a
+/// later id; EEXIST: it has a snapshot of that name or id; EDQUOT: it has as
+/// many as are allowed (`rbd snap limit`).
+[[nodiscard]] std::string encode_snapshot_add(std::string_view name,
+                                              SnapId snap);
 
 /// Input of sparse_copyup (Ceph 16 and newer): as copyup, but what lies
 /// outside of `extents` is left out.  `data` is the bytes of all extents, one

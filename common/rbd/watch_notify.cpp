@@ -17,6 +17,9 @@ constexpr std::uint8_t message_version = 7;
 // Since these the lock messages say who, and request_lock says `force`.
 constexpr unsigned version_client = 2;
 constexpr unsigned version_force = 3;
+// Since this one the messages about snapshots say of what kind they are.
+constexpr std::uint8_t version_kind = 6;
+constexpr std::uint32_t snapshot_of_user = 0;
 
 constexpr std::array<std::string_view, 21> op_names = {
     "AcquiredLock",  "ReleasedLock",     "RequestLock",   "HeaderUpdate",
@@ -41,6 +44,15 @@ std::string encode_with_client(NotifyOp op, const NotifyClient& client) {
   Encoder out;
   out.frame(message_version, 1,
             [&] { put_op(out, op).u64(client.gid).u64(client.handle); });
+  return out.take();
+}
+
+std::string encode_snapshot(NotifyOp op, std::string_view name) {
+  Encoder out;
+  out.frame(version_kind, 1, [&] {
+    put_op(out, op).string(name);
+    out.frame(1, 1, [&] { out.u32(snapshot_of_user); });
+  });
   return out.take();
 }
 
@@ -131,6 +143,14 @@ std::string encode_notify_request_lock(const NotifyClient& client,
     out.u8(force ? 1 : 0);
   });
   return out.take();
+}
+
+std::string encode_notify_snap_create(std::string_view name) {
+  return encode_snapshot(NotifyOp::snap_create, name);
+}
+
+std::string encode_notify_snap_remove(std::string_view name) {
+  return encode_snapshot(NotifyOp::snap_remove, name);
 }
 
 std::string encode_notify_response(std::int32_t result) {

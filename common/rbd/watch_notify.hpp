@@ -92,6 +92,13 @@ struct NotifyMessage {
 [[nodiscard]] std::string encode_notify_request_lock(
     const NotifyClient& client, bool force = false);
 
+/// Ask the lock holder to make, or to remove, a user's snapshot.  Version 6:
+/// since version 7 a request can have a number, and then the answer says only
+/// that the work has begun; without one, as here, it says how it has ended,
+/// whatever the holder's version.
+[[nodiscard]] std::string encode_notify_snap_create(std::string_view name);
+[[nodiscard]] std::string encode_notify_snap_remove(std::string_view name);
+
 /// A lock holder's answer: 0 or a negative errno.  To request_lock: 0, it
 /// will be given away; -EROFS, the holder keeps it
 /// (ceph: src/librbd/exclusive_lock/Policy.h).

@@ -123,7 +123,7 @@ class TestCluster final : public Cluster {
           if (kind == 2) out.string("was");
         });
         const auto name = header.names.try_emplace(id, "s" + std::to_string(id));
-        out.string(name.first->second).u64(header.size).u32(0).u32(0);
+        out.string(name.first->second).u64(header.size).u32(0).u32(0).u32(0);
       });
       return 0;
     });

@@ -83,7 +83,7 @@ void add_methods(MemoryStore& store) {
                   e.frame(1, 1, [&] {
                     e.u64(id);
                     e.frame(1, 1, [&] { e.u32(0); });
-                    e.string(it->second).u64(0).u32(0).u32(0);
+                    e.string(it->second).u64(0).u32(0).u32(0).u32(0);
                   });
                   output = e.take();
                   return 0;

@@ -367,6 +367,12 @@ class ClientStore final : public ObjectStore {
     if (!admitted()) return -ESHUTDOWN;
     return world_.memory.map_extents(oid, offset, length, snap, out);
   }
+  int make_snap_id(SnapId* snap) override {
+    return world_.memory.make_snap_id(snap);
+  }
+  int release_snap_id(SnapId snap) override {
+    return world_.memory.release_snap_id(snap);
+  }
   std::unique_ptr<Watch> watch(const std::string& oid,
                                WatchHandler& handler) override {
     const std::scoped_lock lock(world_.mutex);

@@ -863,12 +863,14 @@ class Format2Test : public CppUnit::TestFixture {
     expected.size = 10 << 20;
     expected.kind = Format2SnapshotKind::user;
     expected.created = 0x6b00cd14;
+    expected.children = 1;
     CPPUNIT_ASSERT(expected == decode_snapshot_get(unhex(snapshot_user)));
 
     expected.id = 8;
     expected.name = ".group.1_24a16b8b4567_24a76b8b4567";
     expected.kind = Format2SnapshotKind::group;
     expected.created = 0x6b00ccfb;
+    expected.children = 0;
     CPPUNIT_ASSERT(expected == decode_snapshot_get(unhex(snapshot_group)));
 
     expected.id = 14;
@@ -876,6 +878,7 @@ class Format2Test : public CppUnit::TestFixture {
     expected.size = 20 << 20;
     expected.kind = Format2SnapshotKind::trash;
     expected.original_name = "doomed";
+    expected.children = 1;
     expected.created = 0x6b00cd14;
     CPPUNIT_ASSERT(expected == decode_snapshot_get(unhex(snapshot_trash)));
 

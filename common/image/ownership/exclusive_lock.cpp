@@ -267,13 +267,18 @@ void ExclusiveLock::release() {
 // ---- Notifications
 
 int ExclusiveLock::request_release(std::uint64_t watch_cookie) {
+  return ask(encode_notify_request_lock(client_id(watch_cookie)));
+}
+
+int ExclusiveLock::ask(const std::string& payload) {
   std::string reply;
   const int r = store_.notify(
-      oid_, encode_notify_request_lock(client_id(watch_cookie)),
+      oid_, payload,
       std::min<std::chrono::milliseconds>(options_.limit, notify_limit),
       &reply);
   // Late: of some watcher that is not the owner, perhaps.
-  if (r != -ETIMEDOUT) check_change(r, "cannot ask for the exclusive lock");
+  if (r != -ETIMEDOUT)
+    check_change(r, "cannot ask the owner of the exclusive lock");
   if (reply.empty()) return -ETIMEDOUT;
   const NotifyReplies replies = decode_notify_replies(reply);
   const NotifyReplies::Answer* owner = nullptr;

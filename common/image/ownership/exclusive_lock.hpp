@@ -136,11 +136,14 @@ class ExclusiveLock {
   /// empty without an owner().
   [[nodiscard]] std::string owner_text() const;
 
-  /// Asks the owner to release the lock, and blocks until all watchers have
-  /// answered, at most notify_limit.  Returns 0: it will; -EROFS: it keeps it;
-  /// -ETIMEDOUT: nobody answered for the lock, so that it may be free or its
-  /// owner dead: try again; -EINVAL: two did, or nonsense; or another negative
-  /// errno of the owner.  Throws Error.
+  /// Asks the owner for what a notification says, and blocks until all watchers
+  /// have answered, at most notify_limit.  Returns what the owner answers, 0 or a
+  /// negative errno; -ETIMEDOUT: nobody answered for the lock, so that it may be
+  /// free or its owner dead: try again; -EINVAL: two did, or nonsense.  Throws
+  /// Error.
+  [[nodiscard]] int ask(const std::string& payload);
+  /// Asks the owner to release the lock.  As ask: 0: it will; -EROFS: it keeps
+  /// it.
   [[nodiscard]] int request_release(std::uint64_t watch_cookie);
 
   /// To be called when there is a new watch: the lock, where it is held, gets

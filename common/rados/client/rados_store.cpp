@@ -219,6 +219,11 @@ int RadosStore::map_extents(const std::string& oid, std::uint64_t offset,
   return 0;
 }
 
+int RadosStore::release_snap_id(SnapId snap) {
+  const int r = io_.selfmanaged_snap_remove(snap);
+  return r == -ENOENT ? 0 : result(r);
+}
+
 std::vector<std::string> RadosStore::list(
     const std::function<bool(std::string_view)>& wanted,
     const std::function<void(const std::string&)>& log) {

@@ -91,6 +91,11 @@ class RadosStore final : public ObjectStore, public PlainReader {
   std::unique_ptr<Pending> list_snaps(const std::string& oid,
                                       SnapSet* out) override;
 
+  int make_snap_id(SnapId* snap) override {
+    return result(io_.selfmanaged_snap_create(snap));
+  }
+  int release_snap_id(SnapId snap) override;
+
   std::vector<std::string> list(
       const std::function<bool(std::string_view)>& wanted,
       const std::function<void(const std::string&)>& log) override;

@@ -197,7 +197,7 @@ void run(Task& task, Side& source, Side& destination) {
 
 /// What is left of a copy that ends too early; `destination` must outlive it.
 Leftover leftover_of(const Side& destination) {
-  return {destination.new_image->name(),
+  return {destination.new_image->name(), "rbd rm",
           [&destination] {
             auto* const rados =
                 dynamic_cast<RadosEndpoint*>(destination.endpoint.get());
@@ -209,7 +209,8 @@ Leftover leftover_of(const Side& destination) {
 /// Removes what is left of a copy that has failed.
 void discard(Side& destination, Running& running) {
   // Nobody else does it.
-  const bool is_left = !running.take().empty();
+  const bool is_left = running.take(
+      destination.new_image ? destination.new_image->name() : "");
   destination.endpoint.reset();
   if (!is_left) return;
   running.note(destination.new_image->name() +
@@ -237,13 +238,10 @@ void prepare(Task& task) {
   }
 }
 
-/// Copies, and ends both sides.  Throws Error.
-void copy(Task& task) {
-  const Options& options = task.options;
-  prepare(task);
-  Side source = open_source(options);
+/// Copies, and ends the destination.  Throws Error.
+void copy_from(Side& source, Task& task) {
   if (task.signals.received() != 0) throw Error(ECANCELED, "stopped");
-  Side destination = open_destination(options, source, task.running);
+  Side destination = open_destination(task.options, source, task.running);
   if (destination.new_image) task.running.keep(leftover_of(destination));
   task.running.note("");
   try {
@@ -256,12 +254,36 @@ void copy(Task& task) {
     discard(destination, task.running);
     throw;
   }
-  (void)task.running.take();
+  (void)task.running.take(
+      destination.new_image ? destination.new_image->name() : "");
   destination.endpoint.reset();
   if (!destination.new_image) return;
   task.running.note("the copy is complete, but perhaps still called " +
                     destination.new_image->name());
   destination.new_image->publish();
+  task.running.note("");
+}
+
+/// Copies, and ends both sides.  Throws Error.
+void copy(Task& task) {
+  prepare(task);
+  Side source = open_source(task.options, task.running);
+  try {
+    copy_from(source, task);
+  } catch (...) {
+    try {
+      close_source(source, task.running);
+    } catch (const Error& e) {
+      complain(e.what());
+    }
+    throw;
+  }
+  try {
+    close_source(source, task.running);
+  } catch (const Error& e) {
+    throw Error(e.code(),
+                std::string("the copy is complete, but ") + e.what());
+  }
 }
 
 /// The exit status.

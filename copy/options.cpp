@@ -228,7 +228,7 @@ void set(Options& options, int option, const char* value) {
       break;
     case json_option: options.json = true; break;
     case no_extents_option: options.extents = false; break;
-    case no_snapshot_option: break;  // none is taken
+    case no_snapshot_option: options.snapshot = false; break;
     case ranges_option: set_ranges(options, value); break;
     case retries_option:
       options.retries = count_of("--retries", value, 0);

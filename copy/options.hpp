@@ -42,6 +42,7 @@ struct Options {
   std::optional<std::string> create;  ///< the options behind the =
   bool in_place = false;
   bool json = false;
+  bool snapshot = true;  ///< of a source that is the head of an image
   enum class Verify : std::uint8_t { no, after, only };
   Verify verify = Verify::no;
   std::uint64_t bwlimit = 0;  ///< bytes a second; 0: none

@@ -75,10 +75,13 @@ void Running::keep(Leftover leftover) {
   leftovers_.push_back(std::move(leftover));
 }
 
-std::vector<Leftover> Running::take() {
+bool Running::take(const std::string& name) {
   {
     const std::scoped_lock lock(mutex_);
-    if (!taken_) return std::exchange(leftovers_, {});
+    if (!taken_)
+      return std::erase_if(leftovers_, [&](const Leftover& leftover) {
+               return leftover.name == name;
+             }) != 0;
   }
   for (;;) ::pause();
 }
@@ -132,7 +135,8 @@ void Running::remove_leftovers() {
   const auto end = std::chrono::steady_clock::now() + removal_time;
   for (Leftover& leftover : take_for_good()) {
     const std::string text =
-        leftover.name + " is left, which `rbd rm` removes: ";
+        leftover.name + " is left, which `" + leftover.remedy +
+                             "` removes: ";
     std::string why = text + "what is under way there does not end";
     if (leftover.is_free()) {
       why = text + "it cannot be removed in time";

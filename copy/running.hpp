@@ -30,6 +30,7 @@ void complain(const std::string& text);
 /// What a copy that ends too early would leave.
 struct Leftover {
   std::string name;  ///< for messages
+  std::string remedy;  ///< the command that removes it, without its arguments
   /// Whether nobody uses it any more; until then it cannot be removed.
   std::function<bool()> is_free;
   /// Throws Error that says what is left.
@@ -62,9 +63,10 @@ class Running {
   };
 
   void keep(Leftover leftover);
-  /// What is left, for the caller to deal with.  Does not return where the
-  /// thread of the signals does so already: then the program is about to end.
-  [[nodiscard]] std::vector<Leftover> take();
+  /// What has that name is the caller's to deal with; false: nothing has.  Does
+  /// not return where the thread of the signals deals with all of them already:
+  /// then the program is about to end.
+  bool take(const std::string& name);
   /// What is to be said if the program ends now; "": nothing.
   void note(const std::string& text);
   /// Something has happened.

@@ -262,14 +262,51 @@ void use_image(Side& side, const std::shared_ptr<Image>& image,
   side.request_size = side.endpoint->traits().preferred;
 }
 
+/// Opens a snapshot that is taken of the image now.
+void use_snapshot(Side& side, const Opening& opening, const Options& options,
+                  Running& running) {
+  ImageSpec spec = opening.config.spec();
+  ImageIdentity identity =
+      resolve_image(opening.cluster, spec, opening.config.format);
+  running.note(spec.text() + ": a snapshot radoscopy-... may be left, which "
+               "`rbd snap rm` removes");
+  side.snapshot = std::make_shared<SourceSnapshot>(opening.cluster, identity,
+                                                   spec, opening.host.log);
+  running.keep({side.snapshot->text(), "rbd snap rm", [] { return true; },
+                [snapshot = side.snapshot] { snapshot->remove(); }});
+  running.note("");
+  identity.snap = side.snapshot->id();
+  spec.snapshot = side.snapshot->name();
+  try {
+    use_image(side,
+              open_image(opening.cluster, identity, spec, opening.config,
+                         false, opening.host),
+              endpoint_options(opening, options));
+  } catch (...) {
+    try {
+      close_source(side, running);
+    } catch (const Error& e) {
+      opening.host.log(e.what(), true);
+    }
+    throw;
+  }
+}
+
 void open_rados_source(Side& side, const Options& options,
-                       const Target& target) {
+                       const Target& target, Running& running) {
   const Opening opening =
       connect(target, options, parse_rados_uri(target.text));
-  if (options.verbose && opening.config.snapshot.empty())
+  const bool is_head = opening.config.snapshot.empty();
+  // That is a write, and to compare writes nothing.
+  if (is_head && options.snapshot &&
+      options.verify != Options::Verify::only) {
+    use_snapshot(side, opening, options, running);
+    return;
+  }
+  if (is_head)
     opening.host.log(side.name +
-                         ": no snapshot is taken: what others write during "
-                         "the copy may be copied or not",
+                         ": no snapshot is taken: what others write meanwhile "
+                         "may be read or not",
                      false);
   use_image(side, open_existing(opening, false),
             endpoint_options(opening, options));
@@ -338,13 +375,14 @@ std::string name_of(const Target& target) {
 }
 
 /// A side that is read only.
-Side open_to_read(const Options& options, const Target& target) {
+Side open_to_read(const Options& options, const Target& target,
+                  Running& running) {
   Side side;
   side.name = name_of(target);
   naming(side, [&] {
     switch (target.kind) {
       case Target::Kind::rados:
-        open_rados_source(side, options, target);
+        open_rados_source(side, options, target, running);
         break;
       case Target::Kind::nbd:
       case Target::Kind::command:
@@ -370,16 +408,25 @@ void check_verify(const Options& options, const Side& side) {
 
 }  // namespace
 
-Side open_source(const Options& options) {
-  Side side = open_to_read(options, options.source);
+Side open_source(const Options& options, Running& running) {
+  Side side = open_to_read(options, options.source, running);
   check_verify(options, side);
   return side;
+}
+
+void close_source(Side& side, Running& running) {
+  side.endpoint.reset();
+  if (!side.snapshot || !running.take(side.snapshot->text())) return;
+  running.note(side.snapshot->text() + " may be left, which `rbd snap rm` "
+               "removes");
+  naming(side, [&] { side.snapshot->remove(); });
+  running.note("");
 }
 
 Side open_destination(const Options& options, Side& source,
                       Running& running) {
   if (options.verify == Options::Verify::only) {
-    Side side = open_to_read(options, options.destination);
+    Side side = open_to_read(options, options.destination, running);
     check_verify(options, side);
     return side;
   }

@@ -13,6 +13,7 @@
 #include "copy/endpoint.hpp"
 #include "copy/engine.hpp"
 #include "copy/new_image.hpp"
+#include "copy/source_snapshot.hpp"
 #include "options.hpp"
 #include "running.hpp"
 
@@ -24,6 +25,8 @@ struct Side {
   /// Of a destination that was made for this copy: its end is to be told to it
   /// when the endpoint has gone.
   std::shared_ptr<nbdrados::copy::NewImage> new_image;
+  /// Of a source that changes: to be removed when the endpoint has gone.
+  std::shared_ptr<nbdrados::copy::SourceSnapshot> snapshot;
   std::unique_ptr<nbdrados::copy::Endpoint> endpoint;
   /// Of an NBD server: what does its data phase.
   std::string engine;
@@ -32,9 +35,13 @@ struct Side {
 };
 
 /// Both throw Error whose text names the side.
-[[nodiscard]] Side open_source(const Options& options);
+[[nodiscard]] Side open_source(const Options& options, Running& running);
 [[nodiscard]] Side open_destination(const Options& options, Side& source,
                                     Running& running);
+
+/// Ends a source, whatever has come of the copy.  Throws Error that says what
+/// is left of it.
+void close_source(Side& side, Running& running);
 
 /// What both sides together make possible.
 struct Joined {

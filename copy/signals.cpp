@@ -33,8 +33,8 @@ constexpr long second_signal_after = 2;  // seconds
 constexpr int check_interval = 100;  // milliseconds
 
 constexpr char at_once[] =
-    "radoscopy: ended at once; see IMAGE.radoscopy in radoscopy(1) for what "
-    "can be left of a new image\n";
+    "radoscopy: ended at once; see IMAGE.radoscopy and SNAPSHOTS THAT ARE LEFT "
+    "in radoscopy(1)\n";
 
 extern "C" void on_signal(int number) {
   const int saved = errno;

@@ -7,7 +7,8 @@
 
 source "$(dirname "$0")/functions.sh" || exit 1
 requires_plugin
-requires_program nbdcopy jq nbdkit
+requires_program nbdcopy jq nbdkit qemu-nbd
+requires /usr/bin/python3 -c 'import nbd'
 requires_built "$builddir/copy/radoscopy"
 start_ceph
 make_pool rbd
@@ -224,10 +225,85 @@ start_rados rbd/two
 "$nbd_expect" "$(uri)" write 0 512 1 ok , \
   run "${radoscopy[*]} --in-place odd.img '$(image two)' \
     >lock.log 2>&1; echo status \$? >>lock.log" , \
-  run "${radoscopy[*]} '$(image two)' null:" >/dev/null
+  run "${radoscopy[*]} '$(image two)' null: 2>kept.log; \
+    echo status \$? >>kept.log" , \
+  run "${radoscopy[*]} --no-snapshot '$(image two)' null:" >/dev/null
 assert_match "lock" "$(cat lock.log)"
 assert_match "status 1" "$(cat lock.log)"
+assert_match "two: no snapshot .* is locked by client.*--no-snapshot" \
+  "$(cat kept.log)"
+assert_match "status 1" "$(cat kept.log)"
 stop_nbdkit
+
+say "a copy is of one moment"
+# no_snapshots IMAGE [BUT]: neither of a copy nor in the trash.
+no_snapshots() {
+  assert_eq "${2-}" "$(rbd snap ls --all --format json "rbd/$1" |
+    jq -r '.[] | .name' | xargs)" "snapshots of rbd/$1"
+}
+# start_counting URI: writes to the second object, and then a number to the
+# first one and to the last one, and so on with the next number.
+start_counting() {
+  /usr/bin/python3 -c '
+import itertools, nbd, sys
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+h.pwrite(bytes(512), 5 << 20)
+for n in itertools.count(1):
+    h.pwrite(b"%-512d" % n, 0)
+    h.pwrite(b"%-512d" % n, h.get_size() - 512)' "$1" &
+  counting=$!
+  own "$counting"
+  sleep 0.5
+}
+# numbers IMAGE OPTION...: both as a copy has them, of which the last object is
+# read a second after the first.
+numbers() {
+  copy --synchronous --bwlimit=8M "${@:2}" "$(image "$1")" out.img
+  first=$(head -c 512 out.img | xargs)
+  last=$(tail -c 512 out.img | xargs)
+}
+# By the owner of the lock, after it has been handed over, and without a lock.
+for how in librbd ours format1; do
+  if [ "$how" = format1 ]; then
+    make_format1_image rbd $how 12582912 22
+    copy --in-place data.img "$(image $how)"
+  else
+    copy --create=size=12M data.img "$(image $how)"
+    rbd_snap rbd/$how@before
+  fi
+  if [ "$how" = ours ]; then
+    start_rados rbd/$how lock=auto
+    start_counting "$(uri)"
+  else
+    qemu-nbd -t -k "$tmp/$how.sock" -f raw --cache=none \
+      "rbd:rbd/$how:conf=$ceph_conf" &
+    server=$!
+    own "$server"
+    wait_until 20 test -S "$tmp/$how.sock"
+    start_counting "nbd+unix:///?socket=$tmp/$how.sock"
+  fi
+  numbers $how -v 2>$how.log
+  assert_match "$how@radoscopy-[0-9TZ]*-[0-9a-f]* is copied" "$(cat $how.log)"
+  [ "$first" -gt 0 ] && [ $((first - last)) -ge 0 ] &&
+    [ $((first - last)) -le 1 ] || die "$how: $first and then $last"
+  if [ "$how" = librbd ]; then
+    numbers $how --no-snapshot
+    [ "$last" -gt "$first" ] || die "this cannot fail: $first and then $last"
+  fi
+  is_running "$counting" || die "$how: the writer has an error"
+  stop_pid "$counting" KILL
+  if [ "$how" = ours ]; then stop_nbdkit; else stop_pid "$server"; fi
+  if [ "$how" = format1 ]; then
+    no_snapshots $how
+  else
+    no_snapshots $how before
+    check_object_map rbd/$how rbd/$how@before
+    # What had changed before the copy still differs from the first snapshot.
+    assert_eq "0 4194304 8388608" "$(rbd diff --whole-object --from-snap \
+      before --format json rbd/$how | jq -r '.[].offset' | xargs)" "$how"
+  fi
+done
 
 say "copies that are interrupted, killed, or fail"
 # start_slow OPTION...: of 12 MB to a new image, 1 MB a second.
@@ -303,6 +379,59 @@ for osd in $osds; do kill -CONT "$osd"; done
 assert_eq 130 "$status" "OSDs do not answer"
 [ "$took" -le 4000 ] || die "SIGINT needed $took ms where no OSD answers"
 assert_match "rbd/slow.radoscopy (is|may be) left.*rbd rm" "$(cat slow.log)"
+
+say "snapshots of copies that are interrupted, killed, or fail"
+# start_slow_export: of 12 MB, 1 MB a second.
+start_slow_export() {
+  env --default-signal=INT "${radoscopy[@]}" --bwlimit=1M "$(image ours)" \
+    out.img >slow.log 2>&1 &
+  slow=$!
+  own "$slow"
+  wait_until 10 prints radoscopy- rbd snap ls rbd/ours
+}
+for signal in INT TERM; do
+  start_slow_export
+  kill -s "$signal" "$slow"
+  status=0
+  wait "$slow" || status=$?
+  assert_eq $((128 + $(kill -l "$signal"))) "$status" "after SIG$signal"
+  no_snapshots ours before
+done
+expect_fail "smaller than source size" \
+  "${radoscopy[@]}" --in-place "$(image ours)" "$(image piped)"
+no_snapshots ours before
+start_slow_export
+kill -KILL "$slow"
+wait "$slow" 2>/dev/null || :
+for watcher in $(rbd status --format json rbd/ours |
+  jq -r '.watchers[].address'); do
+  ceph osd blocklist add "$watcher" 2>/dev/null
+done
+left=$(rbd snap ls rbd/ours | grep -o "radoscopy-[^ ]*")
+check_object_map "rbd/ours@$left"
+copy "$(image ours)" null: 2>named.log
+assert_match "ours@$left: .* killed; then .rbd snap rm rbd/ours@$left." \
+  "$(cat named.log)"
+no_snapshots ours "before $left"
+rbd snap rm --no-progress "rbd/ours@$left"
+check_object_map rbd/ours
+expect_fail "striped: no snapshot .*striped objects.*--no-snapshot" \
+  "${radoscopy[@]}" "$(image striped "&format=striper")" null:
+copy --no-snapshot "$(image striped "&format=striper")" null:
+# While it is copied somebody flattens the image: rbd has to remove it then.
+rbd clone rbd/one@s rbd/flat
+"${radoscopy[@]}" --bwlimit=1M "$(image flat)" null: 2>flat.log &
+slow=$!
+own "$slow"
+wait_until 10 prints radoscopy- rbd snap ls rbd/flat
+rbd flatten --no-progress rbd/flat
+kill "$slow"
+wait "$slow" || :
+assert_match "rbd/flat@radoscopy-.* is left, which .*flattened" \
+  "$(cat flat.log)"
+eval "$(sed -n 's/.*`\(rbd snap rm [^`]*\)`.*/\1/p' flat.log)" 2>/dev/null
+no_snapshots flat ""
+
 # The source fails in the middle.
 expect_fail "nbdkit: read at .*&&" "${radoscopy[@]}" --create -S 0 -- \
   [ nbdkit --filter=error data 'data=@0x500000 1' size=8M \

@@ -31,6 +31,8 @@ class SourceSnapshot {
 
   [[nodiscard]] SnapId id() const noexcept { return id_; }
   [[nodiscard]] const std::string& name() const noexcept { return name_; }
+  /// With that of the image, as people write it.
+  [[nodiscard]] std::string text() const { return spec_.text() + "@" + name_; }
 
   /// To be called at the end, when nobody reads it any more.  Throws Error that
   /// says how to remove what is left.

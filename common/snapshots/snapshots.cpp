@@ -167,13 +167,25 @@ SnapId create_format2(Format2Head& head, const std::string& id,
     here();
     return snap;
   }
-  const auto answer = head.carry_out(here, encode_notify_snap_create(name));
+  const auto made = [&]() -> std::optional<SnapId> {
+    for (const Entry& each : list_format2(head.pool(), id))
+      if (each.name == name && !each.in_trash) return each.id;
+    return std::nullopt;
+  };
+  std::optional<int> answer;
+  try {
+    answer = head.carry_out(here, encode_notify_snap_create(name));
+  } catch (const Error& e) {
+    // The owner may have made it, and answered too late each time.
+    if (e.code() != EBUSY) throw;
+    if (const auto late = made()) return *late;
+    throw;
+  }
   if (!answer) return snap;
   // EEXIST: it has been asked twice, because an answer has been late.
   if (*answer != -EEXIST)
     check(*answer, "the owner of the exclusive lock cannot make it");
-  for (const Entry& each : list_format2(head.pool(), id))
-    if (each.name == name && !each.in_trash) return each.id;
+  if (const auto found = made()) return *found;
   throw Error(EIO, "the owner of the exclusive lock says that it has made the "
                    "snapshot " + name + ", and it is not there");
 }

@@ -823,8 +823,18 @@ class SnapshotsTest : public CppUnit::TestFixture {
     owner.on_request = -EOPNOTSUPP;
     owner.on_request_lock = 1;
     CPPUNIT_ASSERT_EQUAL(EBUSY, p.create());
-    osds.taken = false;
     check_clean(osds, false);
+    // It does it all the same.
+    owner.on_request = 1;
+    owner.carry_out = [&](std::string_view) {
+      std::string ignored;
+      (void)osds.memory
+          .exec(header_oid, "rbd", "snapshot_add",
+                encode_snapshot_add("new", 17), &ignored)
+          ->wait();
+    };
+    CPPUNIT_ASSERT_EQUAL_MESSAGE(p.message, 0, p.create());
+    CPPUNIT_ASSERT_EQUAL(SnapId{17}, p.made);
   }
 
   void format1() {

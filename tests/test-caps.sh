@@ -7,6 +7,7 @@
 source "$(dirname "$0")/functions.sh" || exit 1
 requires_program nbdcopy nbdinfo jq
 requires_built "$nbd_expect"
+requires_built "$builddir/copy/radoscopy"
 requires_plugin
 start_ceph --cephx
 forget_dead_clients 10
@@ -144,3 +145,23 @@ serve stranger pool=parents
 "$nbd_expect" "$(uri parent)" connect fail
 said 'permitted'
 stop_nbdkit
+
+say "radoscopy takes a snapshot of its source, which is writing"
+# copy_as NAME: sets `copy`, which copies rbd/plain with that key.
+copy_as() {
+  copy=("$builddir/run" radoscopy
+    "rados:rbd/plain?conf=$ceph_conf&id=$1&keyring=$tmp/$1.keyring"
+    "$tmp/copied")
+}
+rbd_export rbd/plain "$tmp/plain"
+copy_as writer
+"${copy[@]}"
+assert_same_bytes "$tmp/plain" "$tmp/copied" "profile rbd"
+for name in reader least; do
+  copy_as "$name"
+  expect_fail "plain: no snapshot .*permitted.*--no-snapshot" "${copy[@]}"
+  "${copy[@]}" --no-snapshot
+  assert_same_bytes "$tmp/plain" "$tmp/copied" "$name with --no-snapshot"
+done
+assert_eq s "$(rbd snap ls --all --format json rbd/plain |
+  jq -r '.[].name' | xargs)" "snapshots"

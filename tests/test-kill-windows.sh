@@ -7,10 +7,15 @@
 # and object_map.hpp, and those of taking the lock.  librbd then finds each request
 # done or not done, what was acknowledged, and the snapshots as they were; it
 # takes the lock and flattens, and that changes nothing; and so do we.
+#
+# So is radoscopy, while it makes and removes the snapshot that it copies: the
+# windows are those of format2_changes.hpp.  rbd finds the image as it was, and
+# removes what is left of the snapshot.
 
 source "$(dirname "$0")/functions.sh" || exit 1
 requires_program jq g++
 requires_built "$nbd_expect"
+requires_built "$builddir/copy/radoscopy"
 requires_plugin
 echo '#include <rados/librados.hpp>' >"$tmp/probe.cpp"
 requires g++ -std=c++20 -fsyntax-only "$tmp/probe.cpp"
@@ -135,9 +140,9 @@ say "$windows windows"
 
 say "... as librbd finds it, and we"
 unwatched() {
-  rbd status --format json "rbd/w$windows" | jq -e '.watchers == []' >/dev/null
+  rbd status --format json "$1" | jq -e '.watchers == []' >/dev/null
 }
-wait_until 60 unwatched
+wait_until 60 unwatched "rbd/w$windows"
 socket=$socket_of_all
 for ((n = 1; n <= windows; n++)); do
   done=0
@@ -162,3 +167,46 @@ done
 nbdkit_pid=$server
 nbdkit_log=$server_log
 stop_nbdkit
+
+say "radoscopy, killed after each change that its snapshot makes"
+# Four objects, of which the first changes after the first snapshot.
+head -c $((4 * object)) "$tmp/parent" >"$tmp/source"
+copies=0
+others=$(rados -p rbd ls | grep -c "^rbd_object_map\.")
+for ((n = 1; n <= 40; n++)); do
+  rbd import --no-progress --object-size $object "$tmp/source" "rbd/c$n"
+  rbd_snap "rbd/c$n@before"
+  rbd bench --io-type write --io-size $object --io-total $object "rbd/c$n" \
+    >/dev/null 2>&1
+  rbd_export "rbd/c$n" "$tmp/changed$n"
+  status=0
+  "$builddir/run" env "LD_PRELOAD=$tmp/stop-after.so" STOP_AFTER=$n \
+    radoscopy "rados:rbd/c$n?conf=$ceph_conf" "$tmp/copied" \
+    2>"$tmp/copy.log" || status=$?
+  if [ "$status" -eq 0 ]; then
+    others=$((others + 2))
+    break
+  fi
+  [ "$status" -eq 137 ] || die "radoscopy: $status: $(cat "$tmp/copy.log")"
+  copies=$n
+done
+say "$copies windows"
+# Making it: the lock, that of the map, the header, its map, the map of the head,
+# the lock again; removing it: the lock, the trash, that of the map, the map of
+# the head, its map, the header, the lock.
+[ "$copies" -eq 13 ] || die "there are $copies windows"
+wait_until 60 unwatched "rbd/c$copies"
+for ((n = 1; n <= copies; n++)); do
+  same_export "rbd/c$n" "$tmp/changed$n" "$n changes"
+  for snap in $(rbd snap ls --all --format json "rbd/c$n" |
+    jq -r '.[] | select(.name != "before") | .id'); do
+    rbd snap rm --snap-id "$snap" "rbd/c$n" 2>"$tmp/rm.log" ||
+      die "rbd snap rm: $(cat "$tmp/rm.log")"
+  done
+  check_killed_maps "rbd/c$n"
+  assert_eq 0 "$(rbd diff --whole-object --from-snap before \
+    --format json "rbd/c$n" | jq -r '.[].offset' | xargs)" "$n changes"
+done
+# Of the head and of that snapshot.
+maps=$(rados -p rbd ls | grep -c "^rbd_object_map\.") || die "rados ls"
+assert_eq $((others + 2 * copies)) "$maps" "object maps"

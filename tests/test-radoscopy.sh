@@ -418,8 +418,10 @@ check_object_map rbd/ours
 expect_fail "striped: no snapshot .*striped objects.*--no-snapshot" \
   "${radoscopy[@]}" "$(image striped "&format=striper")" null:
 copy --no-snapshot "$(image striped "&format=striper")" null:
-# While it is copied somebody flattens the image: rbd has to remove it then.
-rbd clone rbd/one@s rbd/flat
+# While it is copied somebody flattens the image, without deep-flatten not its
+# snapshots: rbd has to remove it then.
+rbd clone --image-feature layering,exclusive-lock,object-map,fast-diff \
+  rbd/one@s rbd/flat
 "${radoscopy[@]}" --bwlimit=1M "$(image flat)" null: 2>flat.log &
 slow=$!
 own "$slow"

@@ -53,7 +53,7 @@ std::optional<int> LockOrOwner::carry_out(const std::function<void()>& here,
     }
     if (const int answer = ask(request); answer != -ETIMEDOUT) return answer;
     if (Clock::now() >= deadline)
-      throw Error(EBUSY, lock_.owner_text() + " and does not hand it over");
+      throw Error(EBUSY, lock_.owner_text() + " and does not answer in time");
     wait_until_free();
   }
 }

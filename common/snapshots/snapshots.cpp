@@ -179,7 +179,7 @@ SnapId create_format2(Format2Head& head, const std::string& id,
     // The owner may have made it, and answered too late each time.
     if (e.code() != EBUSY) throw;
     if (const auto late = made()) return *late;
-    throw;
+    throw Error(EBUSY, std::string(e.what()) + ", and may still make " + name);
   }
   if (!answer) return snap;
   // EEXIST: it has been asked twice, because an answer has been late.

@@ -820,6 +820,7 @@ class SnapshotsTest : public CppUnit::TestFixture {
     // Nobody answers.
     owner.on_request = 1;
     CPPUNIT_ASSERT_EQUAL(EBUSY, p.create());
+    CPPUNIT_ASSERT(p.message.ends_with("and may still make new"));
     owner.on_request = -EOPNOTSUPP;
     owner.on_request_lock = 1;
     CPPUNIT_ASSERT_EQUAL(EBUSY, p.create());

@@ -50,6 +50,7 @@ class CopyOptionsTest : public CPPUNIT_NS::TestFixture {
   void defaults() {
     const Options o = parse_options({"a", "b"});
     CPPUNIT_ASSERT(o.extents && !o.allocated && !o.flush && !o.progress);
+    CPPUNIT_ASSERT(o.snapshot);
     CPPUNIT_ASSERT_EQUAL(4U, o.connections);
     CPPUNIT_ASSERT_EQUAL(64U, o.requests);
     CPPUNIT_ASSERT_EQUAL(std::uint64_t{4096}, o.sparse);
@@ -60,8 +61,8 @@ class CopyOptionsTest : public CPPUNIT_NS::TestFixture {
     const Options o = parse_options(
         {"-C", "2", "a", "-R3", "--sparse=0", "--request-size", "65536",
          "--queue-size=1M", "-T0", "--progress=7", "--target-is-zero", "b",
-         "--no-extents", "--synchronous", "-v", "--bwlimit=10M",
-         "--iops-limit=100", "--checksum=SHA256,sha512"});
+          "--no-extents", "--no-snapshot", "--synchronous", "-v",
+          "--bwlimit=10M", "--iops-limit=100", "--checksum=SHA256,sha512"});
     CPPUNIT_ASSERT_EQUAL(2U, o.connections);
     CPPUNIT_ASSERT_EQUAL(3U, o.requests);
     CPPUNIT_ASSERT_EQUAL(std::uint64_t{0}, o.sparse);
@@ -69,7 +70,7 @@ class CopyOptionsTest : public CPPUNIT_NS::TestFixture {
     CPPUNIT_ASSERT_EQUAL(std::uint64_t{1 << 20}, o.queue_size.value());
     CPPUNIT_ASSERT_EQUAL(7, o.progress_fd.value());
     CPPUNIT_ASSERT(o.destination_is_zero && !o.extents && o.synchronous);
-    CPPUNIT_ASSERT(o.verbose && o.progress);
+    CPPUNIT_ASSERT(o.verbose && o.progress && !o.snapshot);
     CPPUNIT_ASSERT_EQUAL(std::uint64_t{10 << 20}, o.bwlimit);
     CPPUNIT_ASSERT_EQUAL(std::uint64_t{100}, o.iops_limit);
     CPPUNIT_ASSERT(o.checksum == (Words{"sha256", "sha512"}));

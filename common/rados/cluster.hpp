@@ -105,6 +105,9 @@ class Cluster : public Blocklister,
     return -1;
   }
 
+  /// What tells the cluster from all others; empty: that is not known.
+  [[nodiscard]] virtual std::string fsid() { return {}; }
+
   /// Bound on one metadata operation.
   [[nodiscard]] virtual std::chrono::milliseconds timeout() const = 0;
 

@@ -152,6 +152,9 @@ class FaultStore : public ObjectStore {
   /// What the user of the store did wrong, one line each; forgets it.
   [[nodiscard]] std::vector<std::string> problems();
 
+  [[nodiscard]] ObjectStore& keeper() noexcept override {
+    return base_.keeper();
+  }
   [[nodiscard]] std::unique_ptr<Pending> read(
       const std::string& oid, std::uint64_t offset,
       std::span<const MutablePiece> pieces, SnapId snap) override;

@@ -526,19 +526,23 @@ void MemoryStore::on_exec(std::string cls, std::string method, Method run) {
 }
 
 // The version of an object that a snapshot sees, or null.
-const MemoryObject* MemoryStore::at(const std::string& oid,
-                                    SnapId snap) const {
+const MemoryObject* MemoryStore::at(const std::string& oid, SnapId snap,
+                                    std::uint64_t* version) const {
   const auto found = objects_.find(oid);
   if (found == objects_.end()) return nullptr;
   const Entry& entry = found->second;
-  if (snap > entry.seq)  // not written since, so the head is what it sees
+  if (snap > entry.seq) {  // not written since, so the head is what it sees
+    if (version != nullptr) *version = entry.version;
     return entry.head ? &*entry.head : nullptr;
-  for (const Clone& clone : entry.clones)
-    if (clone.id >= snap)
-      return std::find(clone.snaps.begin(), clone.snaps.end(), snap) !=
-                     clone.snaps.end()
-                 ? &clone.object
-                 : nullptr;
+  }
+  for (const Clone& clone : entry.clones) {
+    if (clone.id < snap) continue;
+    if (version != nullptr) *version = clone.version;
+    return std::find(clone.snaps.begin(), clone.snaps.end(), snap) !=
+                   clone.snaps.end()
+               ? &clone.object
+               : nullptr;
+  }
   return nullptr;
 }
 
@@ -771,8 +775,36 @@ std::unique_ptr<Pending> MemoryStore::exec_each(
 std::unique_ptr<Pending> MemoryStore::write(const std::string& oid,
                                             const WriteOp& op,
                                             const SnapContext& snapc) {
+  // Without the lock: the source may be another store, or this one.
+  const Copied copied = source(oid, op);
   const std::scoped_lock lock(mutex_);
-  return done(apply(oid, op, snapc));
+  return done(apply(oid, op, snapc, copied));
+}
+
+/// A copy has no holes.
+MemoryStore::Copied MemoryStore::copy_of(const std::string& oid, SnapId snap) {
+  const std::scoped_lock lock(mutex_);
+  Copied copied;
+  const MemoryObject* const object = at(oid, snap, &copied.version);
+  if (object == nullptr) return {.error = -ENOENT};
+  copied.object.data.write(0, object->data.bytes());
+  copied.object.xattrs = object->xattrs;
+  copied.object.omap = object->omap;
+  return copied;
+}
+
+/// What the operation is to copy, if it is to copy anything.
+MemoryStore::Copied MemoryStore::source(const std::string& oid,
+                                        const WriteOp& op) {
+  for (const WriteOp::Step& what : op.steps()) {
+    if (what.kind != WriteOp::Kind::copy_from) continue;
+    auto* const from = dynamic_cast<MemoryStore*>(&what.store->keeper());
+    if (from == nullptr) return {.error = -EXDEV};
+    if (from == this && what.name == oid && what.offset == snap_head)
+      return {.error = -EINVAL};
+    return from->copy_of(std::string(what.name), what.offset);
+  }
+  return {};
 }
 
 bool MemoryStore::too_big(std::uint64_t offset,
@@ -782,7 +814,7 @@ bool MemoryStore::too_big(std::uint64_t offset,
 }
 
 int MemoryStore::apply(const std::string& oid, const WriteOp& op,
-                       const SnapContext& snapc) {
+                       const SnapContext& snapc, const Copied& copied) {
   if (!valid(snapc)) return -EINVAL;
   const auto found = objects_.find(oid);
   Entry fresh;
@@ -813,27 +845,30 @@ int MemoryStore::apply(const std::string& oid, const WriteOp& op,
 
   bool modified = false;
   bool removed = false;
+  bool is_copy = false;
   int result = 0;
   for (const WriteOp::Step& what : op.steps()) {
-    const int r = step(entry.head, compared, what, modified);
+    const int r = step(entry.head, compared, what, copied, modified);
     if (r < 0) {
       if (clone || undo) entry.head = std::move(before);
       return r;
     }
     result = std::max(result, r);
     if (what.kind == WriteOp::Kind::remove) removed = true;
+    if (what.kind == WriteOp::Kind::copy_from) is_copy = true;
   }
   if (!modified) return result;
 
   if (clone) {
     Clone made_clone{.id = snapc.seq, .snaps = {}, .object = {}};
+    made_clone.version = entry.version;
     for (const SnapId snap : snapc.snaps)
       if (snap > entry.seq) made_clone.snaps.push_back(snap);
     made_clone.object = std::move(*before);
     entry.clones.push_back(std::move(made_clone));
   }
   entry.seq = std::max(entry.seq, snapc.seq);
-  entry.version = ++last_version_;
+  entry.version = is_copy ? copied.version : ++last_version_;
   if (removed) lose_watches(oid);
   if (found == objects_.end()) {
     if (entry.head) objects_.emplace(oid, std::move(fresh));
@@ -847,7 +882,8 @@ int MemoryStore::apply(const std::string& oid, const WriteOp& op,
 // 1, which is the result of operations that change nothing.
 int MemoryStore::step(std::optional<MemoryObject>& object,
                       const std::optional<MemoryObject>& before,
-                      const WriteOp::Step& what, bool& modified) {
+                      const WriteOp::Step& what, const Copied& copied,
+                      bool& modified) {
   switch (what.kind) {
     case WriteOp::Kind::create:
       if (object) return -EEXIST;
@@ -916,6 +952,10 @@ int MemoryStore::step(std::optional<MemoryObject>& object,
       made(object).data = std::move(data);
       break;
     }
+    case WriteOp::Kind::copy_from:
+      if (copied.error != 0) return copied.error;
+      object = copied.object;
+      break;
   }
   modified = true;
   return 0;

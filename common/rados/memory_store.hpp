@@ -10,6 +10,7 @@
 //     tmap_update and alloc_hint make a missing object; zero and truncate of
 //     one do nothing and succeed.
 //   - A zero that reaches the end of the object truncates it.
+//   - A copy has no holes, and the version of its source.
 //   - cmp_xattr_gt looks at the object as it was before the operation.  The
 //     result of an operation that compares but changes nothing is 1, not 0.
 //   - Data beyond max_object_size is refused with -EFBIG.
@@ -212,6 +213,7 @@ class MemoryStore : public ObjectStore {
     SnapId id;                  // the seq of the write that made it
     std::vector<SnapId> snaps;  // the snapshots it stands for, newest first
     MemoryObject object;
+    std::uint64_t version = 0;
   };
   struct Entry {
     std::optional<MemoryObject> head;
@@ -235,13 +237,24 @@ class MemoryStore : public ObjectStore {
     std::map<std::pair<std::uint64_t, std::uint64_t>, std::string> answers;
   };
 
-  [[nodiscard]] const MemoryObject* at(const std::string& oid,
-                                       SnapId snap) const;
+  /// What an operation copies.
+  struct Copied {
+    int error = 0;  // a negative errno
+    MemoryObject object = {};
+    std::uint64_t version = 0;
+  };
+
+  /// Sets the version where that is not null.
+  [[nodiscard]] const MemoryObject* at(const std::string& oid, SnapId snap,
+                                       std::uint64_t* version = nullptr) const;
+  [[nodiscard]] Copied copy_of(const std::string& oid, SnapId snap);
+  [[nodiscard]] Copied source(const std::string& oid, const WriteOp& op);
   [[nodiscard]] int apply(const std::string& oid, const WriteOp& op,
-                          const SnapContext& snapc);
+                          const SnapContext& snapc, const Copied& copied);
   [[nodiscard]] int step(std::optional<MemoryObject>& object,
                          const std::optional<MemoryObject>& before,
-                         const WriteOp::Step& what, bool& modified);
+                         const WriteOp::Step& what, const Copied& copied,
+                         bool& modified);
   [[nodiscard]] int write_step(std::optional<MemoryObject>& object,
                                const WriteOp::Step& what);
   [[nodiscard]] int call(std::optional<MemoryObject>& object,

@@ -53,6 +53,8 @@ struct ConstPiece {
   std::size_t size;
 };
 
+class ObjectStore;
+
 /// One write to one object: a few steps that RADOS applies atomically, in
 /// order.  Everything that a step points to must stay valid until the
 /// operation has completed (Pending::wait has returned).
@@ -78,6 +80,7 @@ class WriteOp {
     alloc_hint,     // expected object size `offset`, write size `length`
     omap_set,       // key `name` := value
     tmap_update,    // `value` is an encoded trivial-map update
+    copy_from,      // all of it: that of `name` in `store`, at `offset`
   };
   struct Step {
     Kind kind = Kind::create;
@@ -87,6 +90,7 @@ class WriteOp {
     std::string_view name{};
     std::string_view method{};
     std::string_view value{};
+    ObjectStore* store = nullptr;
   };
   static constexpr std::size_t max_steps = 8;
 
@@ -141,6 +145,24 @@ class WriteOp {
   }
   WriteOp& tmap_update(std::string_view update) {
     return add({.kind = Kind::tmap_update, .value = update});
+  }
+  /// The object becomes a copy of another one at a snapshot, with attributes
+  /// and omap, which OSDs carry out among themselves; at most once an
+  /// operation.  What is written in steps before is lost, those that follow
+  /// see the copy.  `store` may be that of another client of the cluster.
+  ///
+  /// The holes of the source become zeros that take space.  The version of the
+  /// object becomes that of the source (see ObjectStore::version).
+  ///
+  /// ENOENT: there is no such source; EXDEV: `store` is of another kind;
+  /// EINVAL: that is the object itself.  Whether the client may read the
+  /// source, nobody checks: do that before.  Nor is it ordered with what the
+  /// client writes to the source: wait for that before.
+  WriteOp& copy_from(ObjectStore& store, std::string_view oid, SnapId snap) {
+    return add({.kind = Kind::copy_from,
+                .offset = snap,
+                .name = oid,
+                .store = &store});
   }
 
   [[nodiscard]] std::span<const Step> steps() const noexcept {
@@ -261,6 +283,9 @@ struct MethodCall {
 class ObjectStore {
  public:
   virtual ~ObjectStore() = default;
+
+  /// The one that keeps the objects: this, or what this is wrapped around.
+  [[nodiscard]] virtual ObjectStore& keeper() noexcept { return *this; }
 
   /// Starts reading [offset, offset + total size of `pieces`) of an object
   /// at a snapshot into `pieces`, which must stay valid until completion.

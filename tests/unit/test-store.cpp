@@ -216,6 +216,8 @@ class MemoryStoreTest : public CppUnit::TestFixture {
   CPPUNIT_TEST(list);
   CPPUNIT_TEST(find_and_put);
   CPPUNIT_TEST(versions);
+  CPPUNIT_TEST(copies);
+  CPPUNIT_TEST(copies_that_fail);
   CPPUNIT_TEST(notify_reaches_watchers);
   CPPUNIT_TEST(notify_times_out);
   CPPUNIT_TEST(notify_without_watchers);
@@ -911,6 +913,74 @@ class MemoryStoreTest : public CppUnit::TestFixture {
     CPPUNIT_ASSERT(expected ==
                    std::set<std::string>(names.begin(), names.end()));
     CPPUNIT_ASSERT(!std::is_sorted(names.begin(), names.end()));
+  }
+
+  void copies() {
+    MemoryStore other;
+    const auto version = [](ObjectStore& store, const std::string& oid) {
+      std::uint64_t v = 0;
+      CPPUNIT_ASSERT(store.version(oid, &v)->wait() >= 0);
+      return v;
+    };
+    WriteOp attribute;
+    attribute.set_xattr("a", "1");
+    CPPUNIT_ASSERT_EQUAL(0, write(other, "from", attribute));
+    CPPUNIT_ASSERT_EQUAL(0, write_at(other, "from", 5000, "old"));
+    CPPUNIT_ASSERT_EQUAL(0, write_at(other, "from", 0, "new", snaps(3, {3})));
+    attribute.clear();
+    attribute.set_xattr("b", "2");
+    CPPUNIT_ASSERT_EQUAL(0, write(store_, "to", attribute));
+    for (int i = 0; i < 9; ++i)
+      CPPUNIT_ASSERT_EQUAL(0, write_at(store_, "to", 7000, "longer"));
+
+    CPPUNIT_ASSERT_EQUAL(
+        0, write(store_, "to", WriteOp().copy_from(other, "from", snap_head),
+                 snaps(5, {5})));
+    const auto copy = store_.find("to");
+    CPPUNIT_ASSERT_EQUAL("new" + std::string(4997, '\0') + "old",
+                         copy->data.bytes());
+    // Its holes are filled, and nothing is left of what was there.
+    CPPUNIT_ASSERT_EQUAL(std::size_t{1}, copy->data.written(0, 10000).size());
+    CPPUNIT_ASSERT_EQUAL(std::string("1"), copy->xattrs.at("a"));
+    CPPUNIT_ASSERT(!copy->xattrs.contains("b"));
+    CPPUNIT_ASSERT_EQUAL(version(other, "from"), version(store_, "to"));
+    CPPUNIT_ASSERT_EQUAL(7006, size_of(store_, "to", 5));
+
+    // Of a snapshot; what comes before is lost, what follows sees the copy.
+    const ConstPiece x{"x", 1};
+    WriteOp op;
+    op.assert_exists().write(0, {&x, 1}).copy_from(other, "from", 3);
+    op.zero(5001, 10000).write(2, {&x, 1});
+    CPPUNIT_ASSERT_EQUAL(0, write(store_, "to", op));
+    CPPUNIT_ASSERT_EQUAL(std::string(2, '\0') + "x" +
+                             std::string(4997, '\0') + "o",
+                         content(store_, "to"));
+    CPPUNIT_ASSERT_EQUAL(0, write(store_, "new",
+                                  WriteOp().copy_from(store_, "to", 5)));
+    CPPUNIT_ASSERT_EQUAL(7006, size_of(store_, "new"));
+  }
+
+  void copies_that_fail() {
+    CPPUNIT_ASSERT_EQUAL(0, write_at(store_, "x", 0, "1"));
+    const auto copy = [&](const std::string& to, const std::string& from) {
+      return write(store_, to, WriteOp().copy_from(store_, from, snap_head));
+    };
+    CPPUNIT_ASSERT_EQUAL(-ENOENT, copy("x", "missing"));
+    CPPUNIT_ASSERT_EQUAL(-EINVAL, copy("x", "x"));
+    CPPUNIT_ASSERT_EQUAL(-ENOENT, copy("y", "missing"));
+    CPPUNIT_ASSERT(!store_.find("y"));
+    WriteOp op;
+    op.assert_exists().copy_from(store_, "x", snap_head);
+    CPPUNIT_ASSERT_EQUAL(-ENOENT, write(store_, "y", op));
+    CPPUNIT_ASSERT_EQUAL(std::string("1"), content(store_, "x"));
+
+    FaultStore faulty(store_);
+    faulty.inject({.kind = Kind::write, .error = EIO});
+    const WriteOp through = WriteOp().copy_from(faulty, "x", snap_head);
+    CPPUNIT_ASSERT_EQUAL(-EIO, write(faulty, "y", through));
+    CPPUNIT_ASSERT_EQUAL(0, write(faulty, "y", through));
+    CPPUNIT_ASSERT_EQUAL(std::string("1"), content(store_, "y"));
+    CPPUNIT_ASSERT_EQUAL(std::size_t{0}, faulty.problems().size());
   }
 
   void versions() {

@@ -138,6 +138,11 @@ void RadosCluster::wait_for_latest_osdmap() {
 // be after the answer to the first operation that the OSD has a newer map for;
 // librados itself asks the monitors only for names that its map lacks, and
 // without a time limit.
+std::string RadosCluster::fsid() {
+  std::string fsid;
+  return rados_.cluster_fsid(&fsid) < 0 ? std::string() : fsid;
+}
+
 std::int64_t RadosCluster::pool_id(const std::string& pool) {
   librados::bufferlist none;
   librados::bufferlist answer;

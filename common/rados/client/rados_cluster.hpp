@@ -54,6 +54,7 @@ class RadosCluster final : public Cluster {
 
   std::optional<std::string> ceph_option(const std::string& name) override;
   std::int64_t pool_id(const std::string& pool) override;
+  std::string fsid() override;
   /// The pools that are cache tiers over a pool, as far as this client's map
   /// says it, open where `like` is, and their names.
   std::vector<std::pair<librados::IoCtx, std::string>> cache_pools(

@@ -178,6 +178,10 @@ std::unique_ptr<Pending> RadosStore::write(const std::string& oid,
     p->submitted(-EINVAL);
     return p;
   }
+  if (std::any_of(steps.begin(), steps.end(), is_from_elsewhere)) {
+    p->submitted(-EXDEV);
+    return p;
+  }
   librados::ObjectWriteOperation to;
   translate(op, to, p->buffers);
   int r;

@@ -100,6 +100,11 @@ class RadosStore final : public ObjectStore, public PlainReader {
       const std::function<bool(std::string_view)>& wanted,
       const std::function<void(const std::string&)>& log) override;
 
+  /// An IoCtx whose reads are of `snap`, as long as this.  aio_read takes the
+  /// snapshot as an argument; for mapext, compound reads and what is copied the
+  /// IoCtx is the only place.
+  librados::IoCtx& io_at(SnapId snap);
+
   // What its pending operations ask of it.
   [[nodiscard]] int result(int r) override;
   void cancel(librados::AioCompletion* c) override { io_.aio_cancel(c); }
@@ -116,10 +121,6 @@ class RadosStore final : public ObjectStore, public PlainReader {
                                         std::size_t length,
                                         std::span<const MutablePiece> pieces,
                                         SnapId snap);
-
-  /// An IoCtx whose reads are of `snap`.  aio_read takes the snapshot as an
-  /// argument; for mapext and compound reads the IoCtx is the only place.
-  librados::IoCtx& io_at(SnapId snap);
 
   std::shared_ptr<RadosCluster> cluster_;
   librados::IoCtx io_;

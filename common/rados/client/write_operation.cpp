@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "rados/client/method_calls.hpp"
+#include "rados/client/rados_store.hpp"
 
 namespace nbdrados {
 
@@ -61,6 +62,18 @@ bool is_about_nothing(const WriteOp::Step& s) {
   }
 }
 
+namespace {
+
+RadosStore* source_of(const WriteOp::Step& s) {
+  return dynamic_cast<RadosStore*>(&s.store->keeper());
+}
+
+}  // namespace
+
+bool is_from_elsewhere(const WriteOp::Step& s) {
+  return s.kind == WriteOp::Kind::copy_from && source_of(s) == nullptr;
+}
+
 void translate(const WriteOp& op, librados::ObjectWriteOperation& to,
                WriteBuffers& buffers) {
   using Kind = WriteOp::Kind;
@@ -94,6 +107,11 @@ void translate(const WriteOp& op, librados::ObjectWriteOperation& to,
         to.omap_set({{std::string(s.name), copied(s.value)}});
         break;
       case Kind::tmap_update: to.tmap_update(copied(s.value)); break;
+      case Kind::copy_from:
+        // Of the IoCtx, only pool, namespace and snapshot are sent (ceph:
+        // src/librados/librados_cxx.cc).  Version 0: whatever it is.
+        to.copy_from(std::string(s.name), source_of(s)->io_at(s.offset), 0, 0);
+        break;
     }
   }
 }

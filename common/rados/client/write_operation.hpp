@@ -62,6 +62,9 @@ class WritePending final : public RadosPending {
 /// Whether a step is about no bytes, where it must be about some.
 [[nodiscard]] bool is_about_nothing(const WriteOp::Step& step);
 
+/// Whether a step copies from what is no object of librados.
+[[nodiscard]] bool is_from_elsewhere(const WriteOp::Step& step);
+
 /// The librados form of `op`.  `buffers` keeps what refers to the caller's
 /// memory.
 void translate(const WriteOp& op, librados::ObjectWriteOperation& to,

@@ -128,6 +128,26 @@ class Image final : public Backing {
     writer_.zero(length, offset, how);
   }
 
+  /// Where the first `used` bytes of a data object, which may be a parent's,
+  /// are at the moment: what the caller may read.  EINVAL: the image ends
+  /// before.  For copy_object of another image.  `is_known`: a read or the
+  /// block status has found something there, so it is not asked for again where
+  /// there is no parent.
+  [[nodiscard]] ObjectPlace find_object(std::uint64_t object_no,
+                                        std::uint64_t used,
+                                        bool is_known = false) {
+    return reader_.find_object(object_no, used, is_known);
+  }
+  /// Makes an object a copy of `from`, which is in the same cluster, without
+  /// the data coming here: on return, on every replica.  `used` bytes count,
+  /// and are all that the image has there (else EOPNOTSUPP, and for the object
+  /// that is more than data).  ENOENT: `from` is gone, and nothing has changed.
+  /// The holes of `from` take space afterwards.
+  void copy_object(std::uint64_t object_no, std::uint64_t used,
+                   const ObjectPlace& from) {
+    writer_.copy_object(object_no, used, from);
+  }
+
   /// As zero(free), for the part of the range that is left when it is
   /// rounded inwards to discard_granularity(); the rest is untouched.  The
   /// image's end counts as a multiple.
@@ -159,6 +179,16 @@ class Image final : public Backing {
   [[nodiscard]] std::uint64_t least_object_size() override {
     return status_.least_object_size();
   }
+
+  [[nodiscard]] bool find_backing_object(const Layout& layout,
+                                         std::uint64_t object_no,
+                                         std::uint64_t used,
+                                         ObjectPlace& place) override {
+    return reader_.find_backing_object(layout, object_no, used, place);
+  }
+  /// Also of what extents() has said: false where an object had to be taken for
+  /// data as a whole, as in erasure-coded pools.
+  [[nodiscard]] bool knows_holes() override { return status_.knows_holes(); }
 
   /// What the rooms share, for one that is built on top (Difference).
   [[nodiscard]] ImageCore& core() noexcept { return core_; }

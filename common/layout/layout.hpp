@@ -61,6 +61,14 @@ class Layout {
     return os_ * sc_;
   }
 
+  /// Whether each byte of an image is at the same place of the same object in
+  /// both.
+  [[nodiscard]] bool agrees(const Layout& other) const noexcept {
+    return os_ == other.os_ &&
+           ((linear_ && other.linear_) ||
+            (su_ == other.su_ && sc_ == other.sc_));
+  }
+
   /// Where the image byte at `offset` is, and how many bytes, at most
   /// `length` (>= 1), lie consecutively in both image and object from there.
   /// O(1).  With stripe_count 1, or with one stripe unit an object, units are

@@ -43,6 +43,7 @@ class FakeBacking final : public Backing {
   bool missing = false;  // what it says of anything absent
   int error = 0;         // of what is asked of it
   std::uint64_t object_size = 4 << 20;
+  ObjectPlace place;     // of any object
   std::function<void()> on_read;  // called by each read
 
   bool read_backing(char* buffer, std::uint64_t length,
@@ -66,6 +67,13 @@ class FakeBacking final : public Backing {
     return missing;
   }
   std::uint64_t least_object_size() override { return object_size; }
+  bool find_backing_object(const Layout&, std::uint64_t object_no,
+                           std::uint64_t used, ObjectPlace& found) override {
+    note(used, object_no);
+    found = place;
+    return missing;
+  }
+  bool knows_holes() override { return true; }
 
   /// What has been asked for since the last time.
   std::vector<Range> asked() {

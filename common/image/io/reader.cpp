@@ -145,4 +145,72 @@ void Reader::read(char* buffer, std::uint64_t length, std::uint64_t offset) {
   if (missing) learner_.learn();
 }
 
+// Where an object is -------------------------------------------------------
+
+/// Of the image's own object.
+ObjectPlace Reader::place_of(const View& view, std::uint64_t object_no) const {
+  const bool more = core_.traits.keep_first_object && object_no == 0;
+  return {.kind = more ? ObjectPlace::Kind::parts : ObjectPlace::Kind::object,
+          .store = &core_.data,
+          .oid = core_.traits.object_name(object_no),
+          .snap = view.snap};
+}
+
+bool Reader::find_in(const View& view, std::uint64_t object_no,
+                     std::uint64_t used, ObjectPlace& place) {
+  using Kind = ObjectPlace::Kind;
+  const Layout& layout = core_.traits.layout;
+  place = {};
+  if (!view.absent(object_no)) {
+    const std::string oid = core_.traits.object_name(object_no);
+    std::uint64_t size = 0;
+    const int r = core_.data.stat(oid, &size, view.snap)->wait();
+    if (r >= 0) {
+      place = place_of(view, object_no);
+      return false;
+    }
+    if (r != -ENOENT) core_.traits.object_error(-r, "cannot stat", object_no);
+  }
+  const std::uint64_t backed = layout.object_used(object_no, view.overlap);
+  if (backed == 0) return true;
+  if (backed < used) {
+    place.kind = Kind::parts;
+    return false;
+  }
+  const bool missing = of_parent(core_.traits.name, [&] {
+    return view.parent->find_backing_object(layout, object_no, used, place);
+  });
+  if (!place.owner) place.owner = view.parent;
+  return missing;
+}
+
+bool Reader::find_backing_object(const Layout& layout, std::uint64_t object_no,
+                                 std::uint64_t used, ObjectPlace& place) {
+  return core_.metadata.confirmed([&](const View& view) {
+    view.check_request(core_.traits, 0, 0);
+    if (!layout.agrees(core_.traits.layout) ||
+        layout.object_used(object_no, view.size) < used) {
+      place = {.kind = ObjectPlace::Kind::parts};
+      return false;
+    }
+    return find_in(view, object_no, used, place);
+  });
+}
+
+ObjectPlace Reader::find_object(std::uint64_t object_no, std::uint64_t used,
+                                bool is_known) {
+  ObjectPlace place;
+  (void)core_.metadata.confirmed([&](const View& view) {
+    view.check_request(core_.traits, 0, 0);
+    if (core_.traits.layout.object_used(object_no, view.size) < used)
+      core_.traits.object_error(EINVAL, "the image ends before", object_no);
+    if (is_known && view.overlap == 0) {
+      place = place_of(view, object_no);
+      return false;
+    }
+    return find_in(view, object_no, used, place);
+  });
+  return place;
+}
+
 }  // namespace nbdrados

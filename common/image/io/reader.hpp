@@ -28,6 +28,14 @@ class Reader {
   /// Backing::read_backing.
   [[nodiscard]] bool read_backing(char* buffer, std::uint64_t length,
                                   std::uint64_t offset);
+  /// Image::find_object.
+  [[nodiscard]] ObjectPlace find_object(std::uint64_t object_no,
+                                        std::uint64_t used, bool is_known);
+  /// Backing::find_backing_object.
+  [[nodiscard]] bool find_backing_object(const Layout& layout,
+                                         std::uint64_t object_no,
+                                         std::uint64_t used,
+                                         ObjectPlace& place);
   /// Of a range that the image has no object for: the parent's data, and zeros
   /// behind the overlap.  Returns whether there were any such zeros, or the
   /// parent took anything absent for zeros.
@@ -42,6 +50,10 @@ class Reader {
                                  const Fragment& where);
   [[nodiscard]] bool read_objects(const View& view, char* buffer,
                                   std::uint64_t length, std::uint64_t offset);
+  [[nodiscard]] ObjectPlace place_of(const View& view,
+                                     std::uint64_t object_no) const;
+  [[nodiscard]] bool find_in(const View& view, std::uint64_t object_no,
+                             std::uint64_t used, ObjectPlace& place);
   /// Ends the read of an object that is there.
   void settle(int result, std::span<const MutablePiece> pieces,
               std::uint64_t object_no) const;

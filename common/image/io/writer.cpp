@@ -150,6 +150,32 @@ class ClearObjects final : public ObjectChange {
   const std::uint64_t* const numbers_ = nullptr;
 };
 
+/// An object that becomes a copy of another one.
+class CopyObject final : public ObjectChange {
+ public:
+  CopyObject(const ImageTraits& traits, std::uint64_t object_no,
+             std::uint64_t used, const ObjectPlace& from)
+      : traits_(traits), object_no_(object_no), used_(used), from_(from) {}
+  ObjectTarget target(std::size_t) const override {
+    return {.object_no = object_no_, .effect = Effect::write, .whole = true};
+  }
+  void add_steps(WriteOp& op, std::size_t) override {
+    op.copy_from(*from_.store, from_.oid, from_.snap);
+    // What is behind the image's end is nobody's, and would show when it grows.
+    // No object gets longer by this.
+    const std::uint64_t size = traits_.layout.object_size();
+    if (used_ < size) op.zero(used_, size - used_);
+    // After the copy, or it would not last.
+    add_hint(traits_, op);
+  }
+
+ private:
+  const ImageTraits& traits_;
+  const std::uint64_t object_no_;
+  const std::uint64_t used_;
+  const ObjectPlace& from_;
+};
+
 }  // namespace
 
 // When to write ------------------------------------------------------------
@@ -250,6 +276,21 @@ void Writer::write(const char* buffer, std::uint64_t length,
       from += n;
       at += n;
     }
+  });
+}
+
+void Writer::copy_object(std::uint64_t object_no, std::uint64_t used,
+                         const ObjectPlace& from) {
+  const ImageTraits& traits = core_.traits;
+  // The attributes of the source would take the place of the metadata.
+  if (traits.keep_first_object && object_no == 0)
+    traits.object_error(EOPNOTSUPP, "cannot copy", object_no);
+  when_writable(0, 0, [&](const View& view) {
+    // What the image has behind that is not to be lost.
+    if (traits.layout.object_used(object_no, view.size) != used)
+      traits.object_error(EOPNOTSUPP, "cannot copy", object_no);
+    CopyObject change(traits, object_no, used, from);
+    (void)changer_.run(view, 1, change, "cannot copy");
   });
 }
 

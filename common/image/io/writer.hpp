@@ -35,6 +35,9 @@ class Writer {
 
   void write(const char* buffer, std::uint64_t length, std::uint64_t offset);
   void zero(std::uint64_t length, std::uint64_t offset, ZeroMode how);
+  /// Image::copy_object.
+  void copy_object(std::uint64_t object_no, std::uint64_t used,
+                   const ObjectPlace& from);
   /// A request that changes nothing: throws where it would have failed.
   void nothing(std::uint64_t length, std::uint64_t offset);
   void flush();

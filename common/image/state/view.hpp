@@ -58,6 +58,23 @@ struct Lineage {
   std::shared_ptr<const Lineage> child = {};
 };
 
+class Backing;
+
+/// Where the content of an object of an image is, which may be one of its
+/// parents'.
+struct ObjectPlace {
+  enum class Kind : std::uint8_t {
+    nowhere,  // it is zeros
+    object,   // it is all of `oid`; what that has behind it does not count
+    parts,    // of more than one object, or `oid` is more than data
+  };
+  Kind kind = Kind::nowhere;
+  ObjectStore* store = nullptr;
+  std::string oid = {};
+  SnapId snap = snap_head;
+  std::shared_ptr<Backing> owner = {};  // keeps a parent's store
+};
+
 /// A parent, as its child sees it.  Thread-safe.
 class Backing {
  public:
@@ -73,6 +90,15 @@ class Backing {
                                                std::vector<Fragment>& data) = 0;
   /// Bytes, of its objects and those of the parents behind it.
   [[nodiscard]] virtual std::uint64_t least_object_size() = 0;
+  /// Where the first `used` bytes of an object are, of an image with this
+  /// layout.  Returns whether anything absent was taken for zeros.  Throws
+  /// Error.
+  [[nodiscard]] virtual bool find_backing_object(const Layout& layout,
+                                                 std::uint64_t object_no,
+                                                 std::uint64_t used,
+                                                 ObjectPlace& place) = 0;
+  /// Whether find_backing_data has told holes within objects, so far.
+  [[nodiscard]] virtual bool knows_holes() = 0;
 };
 
 /// What can change while an image is open.  Immutable once published.

@@ -143,6 +143,8 @@ class BlockStatus::Finder {
   /// Appends what is data, by offset in the image.  Returns whether anything
   /// absent was taken for zeros.
   [[nodiscard]] bool find(std::vector<Fragment>& data);
+  /// Whether it was known where within objects there is data.
+  [[nodiscard]] bool knew_holes() const noexcept { return knew_holes_; }
 
  private:
   struct Object {
@@ -172,6 +174,7 @@ class BlockStatus::Finder {
   const bool exact_;
   const bool learning_;
   bool sure_;                    // see ImageState::can_be_sure
+  bool knew_holes_ = true;
   std::vector<Object> objects_;  // to be asked
   std::vector<Object> settled_;
   /// What the parent, if any, has instead.
@@ -261,6 +264,7 @@ void BlockStatus::Finder::map() {
 
 /// The objects are data as far as they go.
 void BlockStatus::Finder::take_whole(std::vector<Object>& objects) {
+  knew_holes_ = false;
   stat(objects);
   for (Object& o : objects) {
     if (o.size != 0) o.ranges.push_back({0, o.size});
@@ -336,7 +340,10 @@ bool BlockStatus::Finder::find(std::vector<Fragment>& data) {
 bool BlockStatus::find_data(const View& view, const Existing& existing,
                             std::uint64_t length, std::uint64_t offset,
                             Findings& findings, std::vector<Fragment>& data) {
-  return Finder(core_, view, existing, findings, length, offset).find(data);
+  Finder finder(core_, view, existing, findings, length, offset);
+  const bool missing = finder.find(data);
+  if (!finder.knew_holes()) knows_holes_ = false;
+  return missing;
 }
 
 // For a child --------------------------------------------------------------
@@ -379,6 +386,13 @@ std::uint64_t BlockStatus::least_object_size() {
   const std::uint64_t own = core_.traits.layout.object_size();
   const auto view = core_.state.read();
   return view->parent ? std::min(own, view->parent->least_object_size()) : own;
+}
+
+bool BlockStatus::knows_holes() {
+  if (!knows_holes_ || core_.options.extents != ExtentsMode::exact)
+    return false;
+  const auto view = core_.state.read();
+  return !view->parent || view->parent->knows_holes();
 }
 
 // For a client -------------------------------------------------------------

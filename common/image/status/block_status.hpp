@@ -5,6 +5,7 @@
 #ifndef NBDRADOS_IMAGE_STATUS_BLOCK_STATUS_HPP
 #define NBDRADOS_IMAGE_STATUS_BLOCK_STATUS_HPP
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <functional>
@@ -24,7 +25,7 @@ struct Extent {
   bool operator==(const Extent&) const = default;
 };
 
-/// Thread-safe.  No state of its own: what is found out is learnt by
+/// Thread-safe.  Nearly no state of its own: what is found out is learnt by
 /// KnownExtents.
 class BlockStatus {
  public:
@@ -40,6 +41,8 @@ class BlockStatus {
                                        std::vector<Fragment>& data);
   /// Backing::least_object_size.
   [[nodiscard]] std::uint64_t least_object_size();
+  /// Backing::knows_holes.
+  [[nodiscard]] bool knows_holes();
 
   /// How long a call works, about.
   static constexpr std::chrono::milliseconds time_limit{100};
@@ -64,6 +67,8 @@ class BlockStatus {
   void learn(Findings& findings);
 
   ImageCore& core_;
+  /// No object had to be taken for data as a whole, so far.
+  std::atomic<bool> knows_holes_{true};
 };
 
 }  // namespace nbdrados

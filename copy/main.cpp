@@ -63,6 +63,8 @@ EngineOptions engine_options(const Options& options, const Side& source,
   o.rate = options.bwlimit;
   o.iops = options.iops_limit;
   o.move = joined.move;
+  o.offload = joined.offload.get();
+  o.must_offload = options.offload == Options::Offload::always;
   return o;
 }
 
@@ -151,6 +153,7 @@ void verify(const Work& work) {
   Comparison comparison(*work.destination.endpoint,
                         [&engine] { engine->end_early(); });
   EngineOptions how = work.how;
+  how.offload = nullptr;
   how.flush = how.allocated = how.destination_is_zero = false;
   how.sparse = 0;
   how.most_zeros = how.request_size;
@@ -191,6 +194,11 @@ void run(Task& task, Side& source, Side& destination) {
     Engine engine(*source.endpoint, source.name, *destination.endpoint,
                   destination.name, work.how);
     run_engine(work, "copy", work.how.checksum, engine, [] {});
+    if (options.verbose && joined.offload)
+      std::fprintf(stderr,
+                   "radoscopy: %llu bytes were copied inside the cluster\n",
+                   static_cast<unsigned long long>(
+                       engine.counts().offloaded));
   }
   if (options.verify != Options::Verify::no) verify(work);
 }

@@ -39,6 +39,7 @@ enum LongOption : int {
   json_option,
   no_extents_option,
   no_snapshot_option,
+  offload_option,
   queue_size_option,
   ranges_option,
   request_size_option,
@@ -64,6 +65,7 @@ constexpr struct option long_options[] = {
     {"json", no_argument, nullptr, json_option},
     {"no-extents", no_argument, nullptr, no_extents_option},
     {"no-snapshot", no_argument, nullptr, no_snapshot_option},
+    {"offload", required_argument, nullptr, offload_option},
     {"progress", optional_argument, nullptr, 'p'},
     {"queue-size", required_argument, nullptr, queue_size_option},
     {"ranges", required_argument, nullptr, ranges_option},
@@ -187,6 +189,18 @@ void set_ranges(Options& options, const char* value) {
   options.ranges = value;
 }
 
+void set_offload(Options& options, std::string_view value) {
+  using Offload = Options::Offload;
+  if (value == "auto")
+    options.offload = Offload::automatic;
+  else if (value == "always")
+    options.offload = Offload::always;
+  else if (value == "never")
+    options.offload = Offload::never;
+  else
+    bad("--offload=" + std::string(value) + ": auto, always or never");
+}
+
 void set_sizes(Options& options, int option, const std::string& value) {
   switch (option) {
     case bwlimit_option:
@@ -229,6 +243,7 @@ void set(Options& options, int option, const char* value) {
     case json_option: options.json = true; break;
     case no_extents_option: options.extents = false; break;
     case no_snapshot_option: options.snapshot = false; break;
+    case offload_option: set_offload(options, value); break;
     case ranges_option: set_ranges(options, value); break;
     case retries_option:
       options.retries = count_of("--retries", value, 0);
@@ -311,6 +326,13 @@ void check(const Options& options) {
     bad("--checksum is of a whole disk, not of --ranges");
   if (options.ranges == "-" && options.source.text == "-")
     bad("--ranges=-: the standard input is the source");
+  if (options.offload == Options::Offload::always && options.allocated)
+    bad("--offload=always and --allocated: what is copied inside the cluster "
+        "keeps the holes behind its data");
+  if (options.offload == Options::Offload::always &&
+      !(options.checksum.empty() && options.ranges.empty()))
+    bad("--offload=always: what is copied inside the cluster has no --checksum, "
+        "and no --ranges");
   if (options.json && options.destination.text == "-")
     bad("--json: the standard output is the destination");
 }
@@ -327,6 +349,7 @@ std::string usage() {
       "              [--create[=OPTIONS]|--in-place]\n"
       "              [--destination-is-zero|--target-is-zero] [--flush]\n"
       "              [--iops-limit=N] [--json] [--no-extents] [--no-snapshot]\n"
+      "              [--offload=auto|always|never]\n"
       "              [-p|--progress|--progress=FD] [--queue-size=N]\n"
       "              [--ranges=FILE|-] [--request-size=N] [-R N|--requests=N]\n"
       "              [--retries=N] [-S N|--sparse=N] [--synchronous]\n"

@@ -45,6 +45,8 @@ struct Options {
   bool snapshot = true;  ///< of a source that is the head of an image
   enum class Verify : std::uint8_t { no, after, only };
   Verify verify = Verify::no;
+  enum class Offload : std::uint8_t { automatic, always, never };
+  Offload offload = Offload::automatic;
   std::uint64_t bwlimit = 0;  ///< bytes a second; 0: none
   std::uint64_t iops_limit = 0;  ///< requests a second; 0: none
   std::vector<std::string> checksum;  ///< algorithms

@@ -132,10 +132,11 @@ void Progress::show_json(const std::string& more) const {
       size == unknown_size ? "null" : std::to_string(size);
   std::snprintf(text, sizeof text,
                 "{\"operation\": \"%s\", \"seconds\": %.3f, "
-                "\"size\": %s, \"copied\": %llu, "
+                "\"size\": %s, \"copied\": %llu, \"offloaded\": %llu, "
                 "\"zeroed\": %llu, \"skipped\": %llu",
                 operation_.c_str(), seconds(), of_all.c_str(),
                 static_cast<unsigned long long>(counts.copied),
+                static_cast<unsigned long long>(counts.offloaded),
                 static_cast<unsigned long long>(counts.zeroed),
                 static_cast<unsigned long long>(counts.skipped));
   write_all(STDOUT_FILENO, text + more + "}\n");

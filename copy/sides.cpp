@@ -21,6 +21,7 @@
 #include "copy/nbd_endpoint.hpp"
 #include "copy/null_endpoint.hpp"
 #include "copy/rados_endpoint.hpp"
+#include "copy/rados_offload.hpp"
 #include "copy/rados_uri.hpp"
 #include "copy/retrying_source.hpp"
 #include "copy/stream_endpoint.hpp"
@@ -238,6 +239,7 @@ RadosEndpoint::Options endpoint_options(const Opening& opening,
                   ? 1
                   : std::min<std::size_t>(options.requests,
                                           most_rados_threads);
+  o.cluster = opening.cluster->fsid();
   o.use_extents =
       options.extents && opening.config.extents != ExtentsMode::off;
   if (options.verbose)
@@ -355,6 +357,54 @@ void open_rados_destination(Side& side, const Options& options,
   use_image(side, side.new_image->image(), std::move(how));
 }
 
+/// Why the cluster cannot copy objects from the one to the other; empty: it
+/// can.
+std::string obstacle(const Options& options, const RadosEndpoint& from,
+                     const RadosEndpoint& to) {
+  const std::string& cluster = to.options().cluster;
+  if (cluster.empty() || from.options().cluster != cluster)
+    return "they are in different clusters";
+  if (options.allocated) return "--allocated";
+  if (!options.checksum.empty()) return "--checksum has to see the data";
+  if (!options.ranges.empty()) return "--ranges";
+  if (options.offload != Options::Offload::always &&
+      !from.traits().has_extents)
+    return "the source's holes are not known";
+  return RadosOffload::obstacle(*from.image(), *to.image());
+}
+
+/// Null: it cannot be, or is not to be.
+std::shared_ptr<Offload> make_offload(const Options& options,
+                                      const Side& source,
+                                      const Side& destination) {
+  const bool always = options.offload == Options::Offload::always;
+  const auto* const from =
+      dynamic_cast<const RadosEndpoint*>(source.endpoint.get());
+  const auto* const to =
+      dynamic_cast<const RadosEndpoint*>(destination.endpoint.get());
+  if (options.offload == Options::Offload::never ||
+      (!always && (from == nullptr || to == nullptr)))
+    return nullptr;
+  const std::string why = from == nullptr || to == nullptr
+                              ? "not both sides are in RADOS"
+                              : obstacle(options, *from, *to);
+  if (why.empty()) {
+    RadosOffload::Options how;
+    how.always = always;
+    how.is_zero =
+        options.destination_is_zero || to->traits().reads_as_zeros;
+    how.log = to->options().log;
+    if (options.synchronous) how.threads = 1;
+    return std::make_shared<RadosOffload>(from->image(), to->image(),
+                                          std::move(how));
+  }
+  if (always) throw Error(ENOTSUP, "--offload=always: " + why);
+  if (options.verbose)
+    std::fprintf(stderr, "radoscopy: not copied inside the cluster: %s\n",
+                 why.c_str());
+  return nullptr;
+}
+
 /// What is said of a side names it.
 template <class Open>
 void naming(const Side& side, Open&& open) {
@@ -457,6 +507,7 @@ Side open_destination(const Options& options, Side& source,
 
 Joined join(const Options& options, Side& source, Side& destination) {
   Joined joined;
+  joined.offload = make_offload(options, source, destination);
   auto* const from = dynamic_cast<NbdServer*>(source.endpoint.get());
   auto* const to = dynamic_cast<NbdServer*>(destination.endpoint.get());
   if (from == nullptr && to == nullptr) return joined;

@@ -13,6 +13,7 @@
 #include "copy/endpoint.hpp"
 #include "copy/engine.hpp"
 #include "copy/new_image.hpp"
+#include "copy/offload.hpp"
 #include "copy/source_snapshot.hpp"
 #include "options.hpp"
 #include "running.hpp"
@@ -48,6 +49,8 @@ struct Joined {
   unsigned connections = 1;  ///< to NBD servers
   /// Of NBD servers whose data needs not be seen; else none.
   decltype(nbdrados::copy::EngineOptions::move) move;
+  /// Of images whose objects the cluster can copy; else null.
+  std::shared_ptr<nbdrados::copy::Offload> offload = {};
 };
 
 /// Makes NBD servers on both sides have their connections.  Throws Error.

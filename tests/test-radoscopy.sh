@@ -454,4 +454,10 @@ is_full() {
 wait_until 60 is_full
 assert_match "rbd/full: write at [0-9]+\+[0-9]+: .*(space|full)" \
   "$(cat full.log)"
+# The same of what OSDs copy, and of what is then read and written.
+expect_fail "rbd/full: write at [0-9]+\+[0-9]+: .*(space|full|quota)" \
+  "${radoscopy[@]}" --create=data-pool=data "$(image one)" "$(image full)"
+expect_fail "rbd/full: offload at [0-9]+\+[0-9]+: .*(space|full|quota)" \
+  "${radoscopy[@]}" --offload=always --create=data-pool=data \
+  "$(image one)" "$(image full)"
 assert_no_match full "$(rbd ls rbd)" "an image without space"

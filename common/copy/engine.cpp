@@ -12,6 +12,7 @@
 #include <thread>
 #include <utility>
 
+#include "copy/units.hpp"
 #include "rados/error.hpp"
 
 namespace nbdrados::copy {
@@ -69,7 +70,12 @@ struct Engine::Run {
 /// The way of one piece from the source to the destination.  What is not
 /// atomic belongs to whoever is between begin() and release() with it.
 struct Engine::Transfer {
-  enum class Doing : std::uint8_t { reading, digesting, writing };
+  enum class Doing : std::uint8_t {
+    reading,
+    digesting,
+    writing,
+    offloading
+  };
 
   /// Memory that has not been touched does not count.
   void make_buffer() {
@@ -86,6 +92,7 @@ struct Engine::Transfer {
   Piece piece{};
   std::uint64_t shift = 0;  // to its place in the destination, modulo 2^64
   bool has_written = false;
+  std::vector<Piece> parts;  // of a unit to be offloaded
   Doing doing = Doing::reading;
   std::uint64_t of_read = 0;  // bytes of it that the source had
   std::uint64_t at = 0;  // bytes of the piece that are done
@@ -304,26 +311,60 @@ bool Engine::walk(const Range& range) {
   // Of a server whose size is not in its own blocks.
   options.known_end = options.end / from.minimum * from.minimum;
   Walk walk(source_, options);
+  Units units(walk, options_.offload);
+  bool at_end = false;
   while (!stopping_ && !ends_early_ && !source_has_ended(walk.at())) {
-    std::optional<Piece> piece;
+    while (const auto piece = left_over(false)) transfer(*piece, shift, {});
+    std::optional<Units::Task> task;
     const std::uint64_t at = walk.at();
     try {
-      piece = walk.next();
+      task = units.next();
     } catch (const Error& e) {
       fail(source_name_, "block status", at, options.end - at, e.code());
       return false;
     }
-    if (!piece) return true;
-    if (piece->is_zero && options_.checksum != nullptr)
-      options_.checksum->zeros(piece->offset, piece->length);
-    if (piece->is_zero && skip_zeros_) {
-      counts_.skipped += piece->length;
-      continue;
+    if (!task) {
+      at_end = true;
+      break;
     }
-    wait_for_limits(*piece);
-    if (Transfer* const t = get_transfer(*piece)) begin(*t, *piece, shift);
+    transfer(task->piece, shift, std::move(task->parts));
   }
-  return false;
+  while (const auto piece = left_over(true)) transfer(*piece, shift, {});
+  return at_end && !stopping_;
+}
+
+/// `parts`: see Units::Task.
+void Engine::transfer(const Piece& piece, std::uint64_t shift,
+                      std::vector<Piece> parts) {
+  if (piece.is_zero && options_.checksum != nullptr)
+    options_.checksum->zeros(piece.offset, piece.length);
+  if (piece.is_zero && skip_zeros_) {
+    counts_.skipped += piece.length;
+    return;
+  }
+  wait_for_limits(piece);
+  const bool small = piece.is_zero || !parts.empty() ||
+                     piece.length <= small_buffer;
+  if (Transfer* const t = get_transfer(small))
+    begin(*t, piece, shift, std::move(parts));
+}
+
+/// A piece of what the offload could not copy.  `at_end`: waits until there is
+/// one, or none can come any more.
+std::optional<Piece> Engine::left_over(bool at_end) {
+  if (options_.offload == nullptr) return std::nullopt;
+  std::unique_lock lock(mutex_);
+  if (at_end) {
+    wanted_ = true;
+    changed_.wait(lock, [this] {
+      return stopping_ || under_way_ == 0 || !left_over_.empty();
+    });
+    wanted_ = false;
+  }
+  if (stopping_ || left_over_.empty()) return std::nullopt;
+  const Piece piece = left_over_.back();
+  left_over_.pop_back();
+  return piece;
 }
 
 /// Until the piece may begin.  Time that was not used is lost.
@@ -355,8 +396,7 @@ bool Engine::source_has_ended(std::uint64_t offset) const {
 }
 
 /// Null: the copy ends.
-Engine::Transfer* Engine::get_transfer(const Piece& piece) {
-  const bool small = piece.is_zero || piece.length <= small_buffer;
+Engine::Transfer* Engine::get_transfer(bool small) {
   std::unique_lock lock(mutex_);
   const auto find = [&]() -> std::vector<Transfer*>* {
     if (under_way_ >= std::max<std::size_t>(options_.requests, 1))
@@ -383,10 +423,12 @@ void Engine::release(Transfer& t) noexcept {
   if (wanted_) changed_.notify_one();
 }
 
-void Engine::begin(Transfer& t, const Piece& piece, std::uint64_t shift) {
+void Engine::begin(Transfer& t, const Piece& piece, std::uint64_t shift,
+                   std::vector<Piece> parts) {
   t.piece = piece;
   t.shift = shift;
   t.has_written = false;
+  t.parts = std::move(parts);
   t.at = 0;
   t.run = {};
   t.error = 0;
@@ -397,8 +439,14 @@ void Engine::begin(Transfer& t, const Piece& piece, std::uint64_t shift) {
     ended(t, 0);
     return;
   }
-  t.doing = Transfer::Doing::reading;
   try {
+    if (!t.parts.empty()) {
+      t.doing = Transfer::Doing::offloading;
+      options_.offload->copy(piece.offset, piece.length,
+                             [this, &t](int error) { ended(t, error); });
+      return;
+    }
+    t.doing = Transfer::Doing::reading;
     t.make_buffer();
     source_.read(piece.offset,
                  {t.buffer.get(), static_cast<std::size_t>(piece.length)},
@@ -430,6 +478,10 @@ void Engine::ended(Transfer& t, int error) noexcept {
 
 /// What follows when an operation has ended.  True: nothing.
 bool Engine::step(Transfer& t) {
+  if (t.doing == Transfer::Doing::offloading) {
+    take_offloaded(t);
+    return true;
+  }
   if (t.doing == Transfer::Doing::reading) {
     if (!take_read(t)) return true;
     if (options_.checksum != nullptr) {
@@ -485,6 +537,23 @@ void Engine::Digesting::operator()() const {
     error = ENOMEM;
   }
   engine->ended(*transfer, error);
+}
+
+/// What the offload could not copy is read and written.  So errors of either
+/// side are found where they are.
+void Engine::take_offloaded(Transfer& t) {
+  if (t.error == 0) {
+    counts_.offloaded += t.piece.length;
+  } else if (options_.must_offload) {
+    fail(std::make_exception_ptr(
+        Error(t.error, destination_name_ + ": offload at " +
+                           where(t.piece.offset, t.piece.length) + ": " +
+                           options_.offload->explain(t.error))));
+  } else {
+    // Those that come first are to be taken first.
+    const std::scoped_lock lock(mutex_);
+    left_over_.insert(left_over_.end(), t.parts.rbegin(), t.parts.rend());
+  }
 }
 
 /// False: there is nothing to write.

@@ -19,7 +19,9 @@
 // written.
 //
 // Where both sides can move data by themselves (EngineOptions::move), a move
-// takes the place of the read and of its writes.
+// takes the place of the read and of its writes.  Where both are stored in one
+// place, that may copy units of them by itself (EngineOptions::offload): a
+// transfer for the whole unit, and if that fails, one for each piece of it.
 //
 // A transfer has one operation under way at a time.  So the number of transfers
 // bounds the requests, and their buffers, which are used again and again, the
@@ -41,11 +43,13 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "copy/checksum.hpp"
 #include "copy/endpoint.hpp"
+#include "copy/offload.hpp"
 #include "copy/ranges.hpp"
 #include "copy/walk.hpp"
 #include "copy/workers.hpp"
@@ -84,15 +88,20 @@ struct EngineOptions {
   /// Gets all of the source, as it is read; not with `move`.  Null: nobody
   /// wants it.
   Checksum* checksum = nullptr;
+  /// Not with `checksum` and `ranges`.  Null: there is none.  It must outlive
+  /// the engine.
+  Offload* offload = nullptr;
+  bool must_offload = false;  ///< what the offload cannot copy is an error
 };
 
 /// How far a copy is; bytes.  May be read by any thread meanwhile.
 struct Counts {
   std::atomic<std::uint64_t> copied{0};   ///< written as data
+  std::atomic<std::uint64_t> offloaded{0};  ///< by EngineOptions::offload
   std::atomic<std::uint64_t> zeroed{0};
   std::atomic<std::uint64_t> skipped{0};  ///< zeros already
   [[nodiscard]] std::uint64_t done() const noexcept {
-    return copied + zeroed + skipped;
+    return copied + offloaded + zeroed + skipped;
   }
 };
 
@@ -140,12 +149,17 @@ class Engine {
   void walk();
   [[nodiscard]] bool walk(const Range& range);
   void flush();
-  [[nodiscard]] Transfer* get_transfer(const Piece& piece);
+  void transfer(const Piece& piece, std::uint64_t shift,
+                std::vector<Piece> parts);
+  [[nodiscard]] std::optional<Piece> left_over(bool at_end);
+  [[nodiscard]] Transfer* get_transfer(bool small);
   void wait_for_limits(const Piece& piece);
-  void begin(Transfer& transfer, const Piece& piece, std::uint64_t shift);
+  void begin(Transfer& transfer, const Piece& piece, std::uint64_t shift,
+             std::vector<Piece> parts);
   void ended(Transfer& transfer, int error) noexcept;
   [[nodiscard]] bool step(Transfer& transfer);
   [[nodiscard]] bool take_read(Transfer& transfer);
+  void take_offloaded(Transfer& transfer);
   [[nodiscard]] Run next_run(const Transfer& transfer) const;
   void write_run(Transfer& transfer);
   void release(Transfer& transfer) noexcept;
@@ -180,6 +194,7 @@ class Engine {
   std::vector<Transfer*> free_large_;
   std::vector<Transfer*> free_small_;
   std::size_t under_way_ = 0;
+  std::vector<Piece> left_over_;    // of what the offload could not copy
   bool wanted_ = false;             // run() waits
   std::exception_ptr error_;        // the first
 

@@ -26,6 +26,7 @@ class RadosEndpoint final : public Endpoint {
     bool use_extents = true;
     /// Nobody has written to the image since it was made.
     bool is_new = false;
+    std::string cluster = {};  ///< Cluster::fsid
     /// Gets what is known of an operation that has failed.  By any thread.
     std::function<void(const std::string&)> log = {};
   };
@@ -35,6 +36,10 @@ class RadosEndpoint final : public Endpoint {
   [[nodiscard]] const Traits& traits() const noexcept override {
     return traits_;
   }
+  [[nodiscard]] const std::shared_ptr<Image>& image() const noexcept {
+    return image_;
+  }
+  [[nodiscard]] const Options& options() const noexcept { return options_; }
   void read(std::uint64_t offset, std::span<char> to, Done done) override;
   void write(std::uint64_t offset, std::span<const char> from,
              Done done) override;

@@ -21,6 +21,7 @@
 #include <mutex>
 #include <optional>
 #include <random>
+#include <span>
 #include <string>
 #include <thread>
 #include <utility>
@@ -30,6 +31,7 @@
 #include "copy/engine.hpp"
 #include "copy/file_descriptor.hpp"
 #include "copy/file_endpoint.hpp"
+#include "copy/offload.hpp"
 #include "copy/rados_uri.hpp"
 #include "copy/retrying_source.hpp"
 #include "copy/stream_endpoint.hpp"
@@ -264,6 +266,51 @@ auto mover(FakeDisk& from, FakeDisk& to) {
   };
 }
 
+/// What copies whole units between two disks.
+class FakeOffload final : public Offload {
+ public:
+  FakeOffload(FakeDisk& from, FakeDisk& to, std::uint64_t unit)
+      : from_(from), to_(to), unit_(unit) {}
+
+  std::function<bool(std::span<const Piece>)> suits_ = [](auto) {
+    return true;
+  };
+  std::function<int(std::uint64_t offset)> error_ = [](auto) { return 0; };
+  std::map<std::uint64_t, std::uint64_t> copied_;  // length by offset
+
+  [[nodiscard]] std::uint64_t unit() const noexcept override { return unit_; }
+  bool suits(std::span<const Piece> parts) override {
+    // All of a unit, with something in it.
+    std::uint64_t at = parts.front().offset;
+    CPPUNIT_ASSERT_EQUAL(std::uint64_t{0}, at % unit_);
+    bool data = false;
+    for (const Piece& p : parts) {
+      CPPUNIT_ASSERT_EQUAL(at, p.offset);
+      at += p.length;
+      data |= !p.is_zero;
+    }
+    CPPUNIT_ASSERT(data);
+    CPPUNIT_ASSERT_EQUAL(
+        std::min(parts.front().offset + unit_, from_.traits_.size), at);
+    return suits_(parts);
+  }
+  void copy(std::uint64_t offset, std::uint64_t length, Done done) override {
+    if (const int error = error_(offset); error != 0) return done(error);
+    copied_[offset] = length;
+    auto memory = std::make_shared<std::vector<char>>(length);
+    from_.read(offset, *memory, [=, this](int error) {
+      if (error != 0) return done(error);
+      to_.write(offset, *memory, [memory, done](int e) { done(e); });
+    });
+  }
+  std::string explain(int error) const override { return error_text(error); }
+
+ private:
+  FakeDisk& from_;
+  FakeDisk& to_;
+  const std::uint64_t unit_;
+};
+
 void copy_disk(FakeDisk& from, FakeDisk& to, const EngineOptions& options) {
   Engine engine(from, "A", to, "B", options);
   engine.run();
@@ -291,6 +338,9 @@ class CopyEngineTest : public CPPUNIT_NS::TestFixture {
   CPPUNIT_TEST(stopped);
   CPPUNIT_TEST(moves);
   CPPUNIT_TEST(errors_of_moves);
+  CPPUNIT_TEST(offloads);
+  CPPUNIT_TEST(offloads_that_fail);
+  CPPUNIT_TEST(rate_of_offloads);
   CPPUNIT_TEST(rate);
   CPPUNIT_TEST(requests_a_second);
   CPPUNIT_TEST(checksums);
@@ -572,6 +622,78 @@ class CopyEngineTest : public CPPUNIT_NS::TestFixture {
     copy_disk(from, to, o);
     check_same(from, to);
     CPPUNIT_ASSERT_EQUAL(std::uint64_t{100000}, to.written_.load());
+  }
+
+  void offloads() {
+    // Units that are larger than requests, smaller, and no multiple of them.
+    for (const std::uint64_t unit : {4096, 8192, 24000, 32768})
+      for (const bool late : {false, true})
+        for (const bool some : {false, true}) {
+          FakeDisk from(disk(300001), late), to(disk(300001, 3), late);
+          FakeOffload offload(from, to, unit);
+          if (some)
+            offload.suits_ = [unit](std::span<const Piece> parts) {
+              return parts.front().offset / unit % 2 == 0;
+            };
+          EngineOptions o = small_options();
+          o.offload = &offload;
+          Engine engine(from, "A", to, "B", o);
+          engine.run();
+          check_same(from, to);
+          const Counts& counts = engine.counts();
+          CPPUNIT_ASSERT_EQUAL(std::uint64_t{300001}, counts.done());
+          std::uint64_t sum = 0;
+          for (const auto& [at, n] : offload.copied_) sum += n;
+          CPPUNIT_ASSERT_EQUAL(sum, counts.offloaded.load());
+          CPPUNIT_ASSERT(sum > 0);
+          CPPUNIT_ASSERT_EQUAL(some, counts.copied != 0);
+        }
+  }
+
+  /// Then all is read and written, or it is an error.
+  void offloads_that_fail() {
+    for (const bool late : {false, true}) {
+      FakeDisk from(disk(300001), late), to(disk(300001, 3), late);
+      FakeOffload offload(from, to, 16384);
+      offload.error_ = [](std::uint64_t at) {
+        return at % 32768 == 0 ? EPERM : 0;
+      };
+      EngineOptions o = small_options();
+      o.offload = &offload;
+      copy_disk(from, to, o);
+      check_same(from, to);
+      CPPUNIT_ASSERT(!offload.copied_.empty());
+
+      o.must_offload = true;
+      o.requests = 1;
+      Engine strict(from, "A", to, "B", o);
+      CPPUNIT_ASSERT_EQUAL(
+          "B: offload at 0+16384: " + error_text(EPERM),
+          failure([&] { strict.run(); }, EPERM));
+
+      // The error of a side is that of the side.
+      from.errors_[Op::read] = EIO;
+      from.fail_from_[Op::read] = 0;
+      o.must_offload = false;
+      offload.error_ = [](std::uint64_t) { return EIO; };
+      Engine broken(from, "A", to, "B", o);
+      CPPUNIT_ASSERT_EQUAL(
+          std::size_t{0},
+          failure([&] { broken.run(); }, EIO).find("A: read at "));
+    }
+  }
+
+  void rate_of_offloads() {
+    FakeDisk from(std::vector<char>(100000, 'x')), to(disk(100000, 0));
+    FakeOffload offload(from, to, 10000);
+    EngineOptions o = small_options();
+    o.offload = &offload;
+    o.rate = 500000;
+    const auto begin = std::chrono::steady_clock::now();
+    copy_disk(from, to, o);
+    CPPUNIT_ASSERT(std::chrono::steady_clock::now() - begin >=
+                   std::chrono::milliseconds(170));
+    CPPUNIT_ASSERT_EQUAL(std::size_t{10}, offload.copied_.size());
   }
 
   void errors_of_moves() {
@@ -1086,6 +1208,7 @@ class CopyEngineTest : public CPPUNIT_NS::TestFixture {
     {
       FakeDisk from(std::vector<char>(300000, 'x'), true);
       from.errors_[Op::read] = EIO;
+      from.fail_from_[Op::read] = 0;
       from.fail_from_[Op::read] = 4;
       StreamEndpoint to(FileDescriptor(ends[1]), true);
       Engine engine(from, "A", to, "-", small_options());

@@ -41,6 +41,7 @@ class CopyOptionsTest : public CPPUNIT_NS::TestFixture {
   CPPUNIT_TEST_SUITE(CopyOptionsTest);
   CPPUNIT_TEST(defaults);
   CPPUNIT_TEST(values);
+  CPPUNIT_TEST(offload);
   CPPUNIT_TEST(targets);
   CPPUNIT_TEST(refused);
   CPPUNIT_TEST(informations);
@@ -76,6 +77,17 @@ class CopyOptionsTest : public CPPUNIT_NS::TestFixture {
     CPPUNIT_ASSERT(o.checksum == (Words{"sha256", "sha512"}));
     CPPUNIT_ASSERT_EQUAL(std::string("r"),
                          parse_options({"--ranges=r", "a", "b"}).ranges);
+  }
+
+  void offload() {
+    using Offload = Options::Offload;
+    const auto given = [](const std::string& option) {
+      return parse_options({option, "a", "b"}).offload;
+    };
+    CPPUNIT_ASSERT(given("-v") == Offload::automatic);
+    CPPUNIT_ASSERT(given("--offload=auto") == Offload::automatic);
+    CPPUNIT_ASSERT(given("--offload=always") == Offload::always);
+    CPPUNIT_ASSERT(given("--offload=never") == Offload::never);
   }
 
   void targets() {
@@ -122,6 +134,9 @@ class CopyOptionsTest : public CPPUNIT_NS::TestFixture {
     CPPUNIT_ASSERT(refusal({"--ranges=r", "--checksum=sha256", "a", "b"}) !=
                    "none");
     CPPUNIT_ASSERT(refusal({"--verify=x", "a", "b"}) != "none");
+    CPPUNIT_ASSERT(refusal({"--offload=x", "a", "b"}) != "none");
+    CPPUNIT_ASSERT(refusal({"--offload=always", "--allocated", "a", "b"}) !=
+                   "none");
     CPPUNIT_ASSERT(refusal({"--verify=only", "--in-place", "a", "rados:p/i"}) !=
                    "none");
     CPPUNIT_ASSERT_EQUAL(std::string("none"),

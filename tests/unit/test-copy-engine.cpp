@@ -598,8 +598,9 @@ class CopyEngineTest : public CPPUNIT_NS::TestFixture {
   void moves() {
     for (const bool late : {false, true})
       for (const int zero : {0, 1, 2}) {
-        FakeDisk from(disk(300032), late);
+        // The source, whose thread calls the other one, goes first.
         FakeDisk to(disk(300032, 0), late);
+        FakeDisk from(disk(300032), late);
         to.traits_.can_zero = zero != 0;
         if (zero == 2) {
           to.errors_[Op::zero] = EOPNOTSUPP;
@@ -629,7 +630,8 @@ class CopyEngineTest : public CPPUNIT_NS::TestFixture {
     for (const std::uint64_t unit : {4096, 8192, 24000, 32768})
       for (const bool late : {false, true})
         for (const bool some : {false, true}) {
-          FakeDisk from(disk(300001), late), to(disk(300001, 3), late);
+          // The source, whose thread calls the other one, goes first.
+          FakeDisk to(disk(300001, 3), late), from(disk(300001), late);
           FakeOffload offload(from, to, unit);
           if (some)
             offload.suits_ = [unit](std::span<const Piece> parts) {
@@ -653,7 +655,7 @@ class CopyEngineTest : public CPPUNIT_NS::TestFixture {
   /// Then all is read and written, or it is an error.
   void offloads_that_fail() {
     for (const bool late : {false, true}) {
-      FakeDisk from(disk(300001), late), to(disk(300001, 3), late);
+      FakeDisk to(disk(300001, 3), late), from(disk(300001), late);
       FakeOffload offload(from, to, 16384);
       offload.error_ = [](std::uint64_t at) {
         return at % 32768 == 0 ? EPERM : 0;
@@ -699,8 +701,8 @@ class CopyEngineTest : public CPPUNIT_NS::TestFixture {
   void errors_of_moves() {
     for (const bool late : {false, true})
       for (const bool source : {false, true}) {
-        FakeDisk from(std::vector<char>(100000, 'x'), late);
         FakeDisk to(std::vector<char>(100000), late);
+        FakeDisk from(std::vector<char>(100000, 'x'), late);
         FakeDisk& bad = source ? from : to;
         const Op op = source ? Op::read : Op::write;
         bad.errors_[op] = EIO;

@@ -302,15 +302,21 @@ class NbdIoTest : public CppUnit::TestFixture {
     t.minimum = 512;
     t.writable = t.can_zero = t.has_extents = true;
     UringNbdEndpoint e(one({FileDescriptor(raw.ours), true, t}), true);
-    std::string data(488, 'x');
+    std::string data(400, 'x');
     Ends ends;
-    ends.reserve(4);
+    ends.reserve(5);
     e.read(512, data, ends.next());
     e.write(512, data, ends.next());
-    e.zero(512, 488, true, ends.next());
+    e.zero(100, 512, true, ends.next());
     e.read(1024, data, ends.next());
     CPPUNIT_ASSERT(ends.wait() ==
                    (std::vector<int>{EINVAL, EINVAL, EINVAL, EINVAL}));
+    // The end of the disk is for the server to give or to refuse.
+    std::string end(488, 'x');
+    e.read(512, end, ends.next());
+    (void)raw.request();
+    e.cancel();
+    CPPUNIT_ASSERT_EQUAL(ECANCELED, ends.wait().back());
   }
 
   // By a server that never answers.

@@ -80,7 +80,8 @@ void put_snapshot(Encoder& out, const Format2Snapshot& snap) {
       }
     });
     out.string(snap.name).u64(snap.size);
-    out.u32(static_cast<std::uint32_t>(snap.created)).u32(0).u32(0);
+    out.u32(static_cast<std::uint32_t>(snap.created)).u32(0);
+    out.u32(snap.children);
   });
 }
 

@@ -190,7 +190,7 @@ check_PROGRAMS=nbd-expect nbd-random-ops rbd-classes unit/test-image" \
     unit/test-image test-object-map.sh
   builds "/tests check TESTS=test-clocks.sh \
 check_PROGRAMS=\$(unit_programs) nbd-expect nbd-random-ops" test-clocks.sh
-  builds '/tests check TESTS=$(unit_tests) $(quick_scripts) $(system_scripts)' \
+  builds '/tests check TESTS=$(system_units) $(quick_scripts) $(system_scripts) check_PROGRAMS=$(system_units) $(nbd_programs) $(rados_programs)' \
     --quick
 }
 assert_eq "--enable-werror" "$(cat "$HOME/configured")" "configure"

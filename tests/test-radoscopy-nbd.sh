@@ -137,7 +137,14 @@ for engine in splice memory; do
   serve --filter=blocksize-policy file "$tmp/disk" blocksize-minimum=512 \
     blocksize-error-policy=error
   source_uri=$served
-  fails "read at [0-9]+\+[0-9]+: Invalid argument"
+  fill_file "$tmp/old" $((size / 4096 * 4096 + 4096)) 143
+  if copy; then
+    # As the filter of nbdkit 1.48.
+    cmp -n "$size" "$tmp/disk" "$tmp/old" || die "$engine: an odd end"
+  else
+    assert_match "read at [0-9]+\+[0-9]+: Invalid argument" \
+      "$(cat "$tmp/copy.err")"
+  fi
   drop_nbdkit
   serve --filter=log --filter=blocksize-policy file "$tmp/disk" \
     blocksize-minimum=512 logfile="$tmp/asked"
@@ -238,7 +245,9 @@ by "(io_uring|poll) (io_uring|poll)"
 if strace -o /dev/null true 2>/dev/null; then
   : >"$tmp/copy"
   truncate -s "$size" "$tmp/copy"
-  strace -f -o /dev/null -e inject=io_uring_setup:error=EPERM \
+  # Nobody looks for leaks in what is traced already.
+  ASAN_OPTIONS=${ASAN_OPTIONS-}:detect_leaks=0 \
+    strace -f -o /dev/null -e inject=io_uring_setup:error=EPERM \
     "${radoscopy[@]}" -v "$source_uri" "$destination_uri" 2>"$tmp/copy.err"
   by "poll poll"
   assert_same_bytes "$tmp/disk" "$tmp/copy" "poll"

@@ -189,6 +189,11 @@ for i in 1 2; do
 done
 stop_pid "$bench"
 
+say "onto itself"
+timeout 60 "${radoscopy[@]}" --in-place "$(image rbd/two)" \
+  "$(image rbd/two)" || die "an image's snapshot into the image: $?"
+same_export rbd/two disk.img "onto itself"
+
 say "keys"
 # key NAME [OSD-CAP]...
 key() {

@@ -141,7 +141,7 @@ class Image final : public Backing {
   /// Makes an object a copy of `from`, which is in the same cluster, without
   /// the data coming here: on return, on every replica.  `used` bytes count,
   /// and are all that the image has there (else EOPNOTSUPP, and for the object
-  /// that is more than data).  ENOENT: `from` is gone, and nothing has changed.
+  /// that is more than data, and a place of the same name).  ENOENT: `from` is gone, and nothing has changed.
   /// The holes of `from` take space afterwards.
   void copy_object(std::uint64_t object_no, std::uint64_t used,
                    const ObjectPlace& from) {

@@ -285,6 +285,11 @@ void Writer::copy_object(std::uint64_t object_no, std::uint64_t used,
   // The attributes of the source would take the place of the metadata.
   if (traits.keep_first_object && object_no == 0)
     traits.object_error(EOPNOTSUPP, "cannot copy", object_no);
+  // Its own snapshot's, or that of a clone without an object of its own: who
+  // writes the object must not have to wait for who reads it.  By the name
+  // only, which two pools may have.
+  if (from.oid == traits.object_name(object_no))
+    traits.object_error(EOPNOTSUPP, "cannot copy onto itself", object_no);
   when_writable(0, 0, [&](const View& view) {
     // What the image has behind that is not to be lost.
     if (traits.layout.object_used(object_no, view.size) != used)

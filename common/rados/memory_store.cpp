@@ -800,8 +800,7 @@ MemoryStore::Copied MemoryStore::source(const std::string& oid,
     if (what.kind != WriteOp::Kind::copy_from) continue;
     auto* const from = dynamic_cast<MemoryStore*>(&what.store->keeper());
     if (from == nullptr) return {.error = -EXDEV};
-    if (from == this && what.name == oid && what.offset == snap_head)
-      return {.error = -EINVAL};
+    if (from == this && what.name == oid) return {.error = -EINVAL};
     return from->copy_of(std::string(what.name), what.offset);
   }
   return {};

@@ -154,10 +154,10 @@ class WriteOp {
   /// The holes of the source become zeros that take space.  The version of the
   /// object becomes that of the source (see ObjectStore::version).
   ///
-  /// ENOENT: there is no such source; EXDEV: `store` is of another kind;
-  /// EINVAL: that is the object itself.  Whether the client may read the
-  /// source, nobody checks: do that before.  Nor is it ordered with what the
-  /// client writes to the source: wait for that before.
+  /// ENOENT: there is no such source; EXDEV: `store` is of another kind.  The
+  /// source must be another object (not a snapshot of this one either), of
+  /// which the client has read something before, and to which it is not
+  /// writing meanwhile.
   WriteOp& copy_from(ObjectStore& store, std::string_view oid, SnapId snap) {
     return add({.kind = Kind::copy_from,
                 .offset = snap,

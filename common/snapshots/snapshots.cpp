@@ -67,27 +67,6 @@ void tell_format1(const Pool& pool, const std::string& oid,
     check(r, "cannot tell the clients of the image");
 }
 
-SnapId create_format1(const Pool& pool, const std::string& image,
-                      const std::string& name, const Snapshots::Log& log) {
-  const std::string oid = format1_header_oid(image);
-  for (int round = 0; round < rounds_max; ++round) {
-    SnapId snap = 0;
-    check(pool.data->make_snap_id(&snap), "cannot get an id for the snapshot");
-    const int r = change(pool, oid, "snap_add", encode_snap_add(name, snap));
-    if (r >= 0) {
-      tell_format1(pool, oid, log);
-      return snap;
-    }
-    if (r == -ESTALE) continue;
-    if (r == -ETIMEDOUT)
-      throw Error(ETIMEDOUT, "no answer to the creation of the snapshot " +
-                                 name + ", which may exist or come yet");
-    (void)pool.data->release_snap_id(snap);
-    check(r, "cannot add a snapshot to header object " + oid);
-  }
-  throw Error(ESTALE, "other clients make snapshots all the time");
-}
-
 void remove_format1(const Pool& pool, const std::string& image, SnapId snap) {
   const std::string oid = format1_header_oid(image);
   const Format1Header header = read_format1(pool, oid);
@@ -103,6 +82,43 @@ void remove_format1(const Pool& pool, const std::string& image, SnapId snap) {
   // Nothing depends on that they know.
   (void)pool.store->notify(oid, encode_notify_header_update(),
                            std::chrono::seconds(1));
+}
+
+/// As Format2Changes::create, what has been made is removed where it fails.
+[[noreturn]] void undo_format1(const Pool& pool, const std::string& image,
+                               SnapId snap, const Error& why) {
+  try {
+    remove_format1(pool, image, snap);
+  } catch (const Error& e) {
+    throw Error(why.code(), std::string(why.what()) +
+                                "; the snapshot is left: " + e.what());
+  }
+  throw Error(why.code(), why.what());
+}
+
+SnapId create_format1(const Pool& pool, const std::string& image,
+                      const std::string& name, const Snapshots::Log& log) {
+  const std::string oid = format1_header_oid(image);
+  for (int round = 0; round < rounds_max; ++round) {
+    SnapId snap = 0;
+    check(pool.data->make_snap_id(&snap), "cannot get an id for the snapshot");
+    const int r = change(pool, oid, "snap_add", encode_snap_add(name, snap));
+    if (r >= 0) {
+      try {
+        tell_format1(pool, oid, log);
+      } catch (const Error& e) {
+        undo_format1(pool, image, snap, e);
+      }
+      return snap;
+    }
+    if (r == -ESTALE) continue;
+    if (r == -ETIMEDOUT)
+      throw Error(ETIMEDOUT, "no answer to the creation of the snapshot " +
+                                 name + ", which may exist or come yet");
+    (void)pool.data->release_snap_id(snap);
+    check(r, "cannot add a snapshot to header object " + oid);
+  }
+  throw Error(ESTALE, "other clients make snapshots all the time");
 }
 
 std::vector<Entry> list_format1(const Pool& pool, const std::string& image) {

@@ -88,6 +88,7 @@ class OffloadTest : public CppUnit::TestFixture {
   CPPUNIT_TEST_SUITE(OffloadTest);
   CPPUNIT_TEST(whole_objects);
   CPPUNIT_TEST(last_object);
+  CPPUNIT_TEST(onto_itself);
   CPPUNIT_TEST(absent_objects);
   CPPUNIT_TEST(parents);
   CPPUNIT_TEST(parents_that_do_not_fit);
@@ -154,6 +155,25 @@ class OffloadTest : public CppUnit::TestFixture {
     src_->image->refresh();
     CPPUNIT_ASSERT_EQUAL(EINVAL, copy(1));
     CPPUNIT_ASSERT_EQUAL(std::string("short"), bytes("dst.0001"));
+  }
+
+  /// A snapshot of the destination, or of a clone of it.
+  void onto_itself() {
+    put("dst.0001", std::string(8 * K, 'a'));
+    open();
+    const ObjectPlace place{.kind = ObjectPlace::Kind::object,
+                            .store = &dst_->store,
+                            .oid = "dst.0001",
+                            .snap = 3};
+    int error = 0;
+    try {
+      dst_->image->copy_object(1, 8 * K, place);
+    } catch (const Error& e) {
+      error = e.code();
+    }
+    CPPUNIT_ASSERT_EQUAL(EOPNOTSUPP, error);
+    CPPUNIT_ASSERT_EQUAL(std::size_t{0}, store_->count(Kind::write));
+    CPPUNIT_ASSERT_EQUAL(std::string(8 * K, 'a'), bytes("dst.0001"));
   }
 
   void absent_objects() {

@@ -886,6 +886,12 @@ class SnapshotsTest : public CppUnit::TestFixture {
     CPPUNIT_ASSERT(load().snapshots.empty());
     CPPUNIT_ASSERT(!osds.data().snap_ids().contains(p.made));
     CPPUNIT_ASSERT_EQUAL_MESSAGE(p.message, 0, p.remove(p.made));
+    // Clients that cannot be told may write into it: it goes again.
+    const auto ids = osds.data().snap_ids();
+    p.client->faults.inject({.kind = Kind::notify, .error = ESHUTDOWN});
+    CPPUNIT_ASSERT_EQUAL(ESHUTDOWN, p.create());
+    CPPUNIT_ASSERT(load().snapshots.empty());
+    CPPUNIT_ASSERT(osds.data().snap_ids() == ids);
   }
 
  private:

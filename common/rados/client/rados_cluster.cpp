@@ -134,15 +134,15 @@ void RadosCluster::wait_for_latest_osdmap() {
   check(rados_.wait_for_latest_osdmap(), "cannot get the newest OSD map");
 }
 
-// The map of a client follows when an OSD tells it of a newer one, which may
-// be after the answer to the first operation that the OSD has a newer map for;
-// librados itself asks the monitors only for names that its map lacks, and
-// without a time limit.
 std::string RadosCluster::fsid() {
   std::string fsid;
   return rados_.cluster_fsid(&fsid) < 0 ? std::string() : fsid;
 }
 
+// The map of a client follows when an OSD tells it of a newer one, which may
+// be after the answer to the first operation that the OSD has a newer map for;
+// librados itself asks the monitors only for names that its map lacks, and
+// without a time limit.
 std::int64_t RadosCluster::pool_id(const std::string& pool) {
   librados::bufferlist none;
   librados::bufferlist answer;
